@@ -1,0 +1,1 @@
+"""AutoFocus object detection over large image collections: coarse look, FocusChips, Parquet."""

@@ -1,0 +1,1 @@
+"""Data sources: real sets, tiling and synthetic scenes."""

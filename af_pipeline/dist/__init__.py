@@ -1,0 +1,1 @@
+"""The thin Ray shell: training on Ray Train, the index graph on Ray Data."""

@@ -1,0 +1,95 @@
+"""Progress of an index run: stages count into a small actor, a thread of the driver shows it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+REFRESH_S = 0.5
+LINE_EVERY_S = 10.0  # between progress lines where the output is no terminal
+
+
+@ray.remote(num_cpus=0)
+class Counter:
+    """Images, errors and detections that left the graph; a retried block counts again."""
+
+    def __init__(self) -> None:
+        self.counts = (0, 0, 0)
+
+    def add(self, images: int, errors: int, detections: int) -> None:
+        """Count a block."""
+        old = self.counts
+        self.counts = (old[0] + images, old[1] + errors, old[2] + detections)
+
+    def read(self) -> tuple[int, int, int]:
+        """Images, errors, detections so far."""
+        return self.counts
+
+
+@contextmanager
+def shown_progress(total: int, console: Console) -> Iterator[Any]:
+    """Yield a `Counter` handle and show its counts until the block ends."""
+    counter = Counter.remote()  # type: ignore[attr-defined]
+    ended = threading.Event()
+    show = _show_bar if console.is_terminal else _show_lines
+    thread = threading.Thread(target=show, args=(counter, total, ended, console), daemon=True)
+    thread.start()
+    try:
+        yield counter
+    finally:
+        ended.set()
+        thread.join()
+        ray.kill(counter)
+
+
+def _read(counter: Any, total: int) -> tuple[int, int, int]:
+    images, errors, detections = ray.get(counter.read.remote())
+    return min(images, total), errors, detections
+
+
+def _show_bar(counter: Any, total: int, ended: threading.Event, console: Console) -> None:
+    columns = (
+        TextColumn("indexing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[found]}"),
+    )
+    began = time.perf_counter()
+    with Progress(*columns, console=console, transient=False) as bar:
+        task = bar.add_task("", total=total, rate="", found="")
+        while True:
+            last = ended.wait(REFRESH_S)
+            images, errors, detections = _read(counter, total)
+            rate = images / (time.perf_counter() - began)
+            found = f"{detections} detections, {errors} errors"
+            bar.update(task, completed=images, rate=f"{rate:.2f} images/s", found=found)
+            if last:
+                return
+
+
+def _show_lines(counter: Any, total: int, ended: threading.Event, console: Console) -> None:
+    began, shown = time.perf_counter(), -1
+    while True:
+        last = ended.wait(LINE_EVERY_S)
+        images, errors, detections = _read(counter, total)
+        seconds = time.perf_counter() - began
+        if images != shown or not last:
+            rate = images / seconds
+            left = f"{(total - images) / rate:.0f} s left" if images else "starting"
+            console.print(
+                f"indexing {images}/{total}  {rate:.2f} images/s  {left}  "
+                f"{detections} detections, {errors} errors",
+                highlight=False,
+            )
+            shown = images
+        if last:
+            return

@@ -1,0 +1,45 @@
+"""The last stage of the index graph, and failed rows; needs no torch, so its actors are small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from af_pipeline.cascade import Plan, stack
+from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
+
+
+def fail(row: ImageRow, message: str) -> None:
+    """Mark a row as failed: one line of reason, no detections, no chips."""
+    fresh = ImageRow(row.image_id, row.uri)
+    row.error = " ".join(message.split())[:500] or "unknown error"
+    row.detections, row.chips = fresh.detections, []
+
+
+class StackStage:
+    """Focus stacking and the stored form of the rows; counts progress where asked to."""
+
+    def __init__(self, plan: Plan, progress: Any = None) -> None:
+        self.plan, self.progress = plan, progress
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """A table of `ROW` in, of `STORED_ROW` out."""
+        rows = table_to_rows(table)
+        for row in rows:
+            if row.error:
+                continue
+            try:
+                stack(row, self.plan.stack)
+            except Exception as error:
+                fail(row, f"stacking failed: {error!r}")
+        if self.progress is not None:
+            errors = sum(1 for row in rows if row.error)
+            found = sum(len(row.detections) for row in rows)
+            self.progress.add.remote(len(rows), errors, found)
+        return rows_to_table(rows, stored=True)
+
+
+def stage_class(base: type, name: str) -> type:
+    """A subclass of ``base`` called ``name``: Ray Data tells stages apart by class name only."""
+    return type(name, (base,), {"__doc__": base.__doc__})

@@ -1,0 +1,1 @@
+"""Torch detectors with a FocusPixel head: backbones, heads, losses, checkpoints."""

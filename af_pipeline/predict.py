@@ -1,0 +1,95 @@
+"""The torch detector as the cascade's predictor: pad to a common shape, forward, back to numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from af_pipeline.cascade import Prediction
+from af_pipeline.lanes import Lane
+from af_pipeline.model.checkpoint import load_detector
+from af_pipeline.model.detector import INPUT_MULTIPLE, PAD_VALUE, AutoFocusDetector
+from af_pipeline.model.fold import folded
+
+
+class DeviceError(ValueError):
+    """The asked-for device is not there."""
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" takes a GPU where there is one; "cuda" without one raises DeviceError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("device=cuda, but torch sees no GPU here: use device=auto or cpu")
+    return torch.device(name)
+
+
+def pad_batch(
+    crops: Sequence[NDArray[np.uint8]], shape: tuple[int, int] | None
+) -> NDArray[np.uint8]:
+    """Crops [h, w, 3] -> one grey-padded batch [N, H, W, 3]; H, W multiples of 32.
+
+    ``shape`` (height, width) fixes the canvas; None takes the largest crop rounded up.
+    """
+    height, width = shape or (max(c.shape[0] for c in crops), max(c.shape[1] for c in crops))
+    height = -(-height // INPUT_MULTIPLE) * INPUT_MULTIPLE
+    width = -(-width // INPUT_MULTIPLE) * INPUT_MULTIPLE
+    batch = np.full((len(crops), height, width, 3), PAD_VALUE, np.uint8)
+    for canvas, crop in zip(batch, crops, strict=True):
+        canvas[: crop.shape[0], : crop.shape[1]] = crop
+    return batch
+
+
+class TorchPredictor:
+    """Callable for `af_pipeline.cascade.look`, holding one detector on one device."""
+
+    def __init__(
+        self,
+        detector: AutoFocusDetector,
+        device: torch.device,
+        bf16: bool = True,
+        pad_to_lane: bool = False,
+        min_score: float = 0.01,
+        nms_iou: float = 0.6,
+    ) -> None:
+        self.detector = folded(detector).to(device)
+        self.device, self.bf16, self.pad_to_lane = device, bf16, pad_to_lane
+        self.min_score, self.nms_iou = min_score, nms_iou
+
+    @torch.inference_mode()
+    def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> list[Prediction]:
+        """Crops uint8 [h, w, 3] RGB that fit ``lane`` -> predictions in network px."""
+        batch = pad_batch(crops, (lane.height, lane.width) if self.pad_to_lane else None)
+        tensor = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)
+        sizes = torch.tensor([crop.shape[:2] for crop in crops])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            outputs, focus = self.detector(tensor, sizes, self.min_score, self.nms_iou)
+        maps = focus.float().cpu().numpy()
+        canvas = batch.shape[1] * batch.shape[2]
+        return [
+            Prediction(
+                output.boxes.float().cpu().numpy(),
+                output.scores.float().cpu().numpy(),
+                output.labels.to(torch.int32).cpu().numpy(),
+                maps[i],
+                canvas - crop.shape[0] * crop.shape[1],
+            )
+            for i, (output, crop) in enumerate(zip(outputs, crops, strict=True))
+        ]
+
+
+def load_predictor(
+    checkpoint: str,
+    device: str = "auto",
+    bf16: bool = True,
+    pad_to_lane: bool = False,
+    min_score: float = 0.01,
+    nms_iou: float = 0.6,
+) -> TorchPredictor:
+    """Predictor from a checkpoint file; raises CheckpointError or DeviceError."""
+    detector, _ = load_detector(checkpoint)
+    return TorchPredictor(detector, pick_device(device), bf16, pad_to_lane, min_score, nms_iou)

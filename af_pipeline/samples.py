@@ -1,0 +1,144 @@
+"""Training samples: one image and one generator -> one augmented SNIPER chip with its targets.
+
+Everything random comes from the generator, so a sample is a function of (seed, epoch, image).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from af_pipeline.codec import resize
+from af_pipeline.focus import FocusRule, focus_labels
+from af_pipeline.scales import Scale
+from af_pipeline.sniper import ChipBoxes, ChipWindow, WindowRule, boxes_in_window, sample_window
+
+PAD_VALUE = 114
+
+
+@dataclass(frozen=True)
+class SampleRule:
+    """How training chips are drawn.
+
+    ``window``: size and place of a chip; ``colour``: strength of the colour change, 0..1.
+    """
+
+    scales: tuple[Scale, ...]
+    focus: FocusRule
+    window: WindowRule
+    colour: float = 0.5
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """image uint8 [H, W, 3] RGB; boxes float32 [N, 4] original px; labels [N]; crowd [N] bool."""
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    crowd: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """image uint8 [size, size, 3]; boxes as in `ChipBoxes`; focus int64 [size/16, size/16]."""
+
+    image: NDArray[np.uint8]
+    boxes: ChipBoxes
+    focus: NDArray[np.int64]
+    window: ChipWindow
+
+
+def draw_sample(
+    rng: np.random.Generator,
+    labelled: LabelledImage,
+    class_weights: NDArray[np.float64],
+    rule: SampleRule,
+) -> Sample:
+    """One augmented chip of ``labelled``; ``class_weights`` [C] make rare classes come oftener."""
+    height, width = labelled.image.shape[:2]
+    window = sample_window(
+        rng,
+        (height, width),
+        labelled.boxes,
+        labelled.crowd,
+        class_weights[labelled.labels],
+        rule.scales,
+        rule.window,
+    )
+    scale = rule.scales[window.scale]
+    nominal = scale.factor_for(height, width)
+    boxes = boxes_in_window(window, labelled.boxes, labelled.labels, labelled.crowd, scale, nominal)
+    image = cut_window(labelled.image, window)
+    image, boxes = _turn(rng, image, boxes)
+    image = recolour(rng, image, rule.colour)
+    size = window.size
+    focus = focus_labels(boxes.unclipped, size, size, rule.focus, boxes.crowd)
+    return Sample(image, boxes, focus, window)
+
+
+def cut_window(image: NDArray[np.uint8], window: ChipWindow) -> NDArray[np.uint8]:
+    """The window's pixels [size, size, 3], grey where it leaves the image."""
+    height, width = image.shape[:2]
+    span = window.span
+    x0, y0 = max(0, window.x0), max(0, window.y0)
+    x1, y1 = min(width, window.x0 + span), min(height, window.y0 + span)
+    if (x0, y0, x1, y1) == (window.x0, window.y0, window.x0 + span, window.y0 + span):
+        return resize(image[y0:y1, x0:x1], window.size, window.size)
+    canvas = np.full((span, span, 3), PAD_VALUE, np.uint8)
+    if x1 > x0 and y1 > y0:
+        top, left = y0 - window.y0, x0 - window.x0
+        canvas[top : top + y1 - y0, left : left + x1 - x0] = image[y0:y1, x0:x1]
+    return resize(canvas, window.size, window.size)
+
+
+def _turn(
+    rng: np.random.Generator, image: NDArray[np.uint8], boxes: ChipBoxes
+) -> tuple[NDArray[np.uint8], ChipBoxes]:
+    """One of the eight flips and quarter turns: seen from above, no direction is special."""
+    size = image.shape[0]
+    if rng.random() < 0.5:
+        image = image[:, ::-1]
+        boxes = _map_boxes(boxes, lambda b: np.stack([size - b[2], b[1], size - b[0], b[3]]))
+    if rng.random() < 0.5:
+        image = image[::-1]
+        boxes = _map_boxes(boxes, lambda b: np.stack([b[0], size - b[3], b[2], size - b[1]]))
+    if rng.random() < 0.5:
+        image = image.transpose(1, 0, 2)
+        boxes = _map_boxes(boxes, lambda b: np.stack([b[1], b[0], b[3], b[2]]))
+    return np.ascontiguousarray(image), boxes
+
+
+def _map_boxes(boxes: ChipBoxes, change) -> ChipBoxes:  # type: ignore[no-untyped-def]
+    """Apply ``change`` (columns [4, N] -> [4, N]) to both box arrays."""
+    return replace(
+        boxes,
+        boxes=change(boxes.boxes.T).T.astype(np.float32),
+        unclipped=change(boxes.unclipped.T).T.astype(np.float32),
+    )
+
+
+def recolour(
+    rng: np.random.Generator, image: NDArray[np.uint8], strength: float
+) -> NDArray[np.uint8]:
+    """Random brightness, contrast, white balance, saturation; at times grey, blurred or noisy."""
+    if strength <= 0:
+        return image
+    out = image.astype(np.float32)
+    grey = out @ np.array([0.299, 0.587, 0.114], np.float32)
+    saturation = 0.0 if rng.random() < 0.1 else 1 + strength * rng.uniform(-1, 1)
+    out = grey[..., None] + saturation * (out - grey[..., None])
+    balance = 1 + 0.16 * strength * rng.uniform(-1, 1, 3)
+    contrast = 1 + strength * rng.uniform(-0.8, 0.8)
+    brightness = 80 * strength * rng.uniform(-1, 1)
+    mean = float(grey.mean())
+    out = (out - mean) * contrast * balance.astype(np.float32) + mean + brightness
+    if rng.random() < 0.2:
+        out = np.asarray(cv2.GaussianBlur(out, (0, 0), float(rng.uniform(0.4, 1.5))), np.float32)
+    if rng.random() < 0.2:
+        sigma = rng.uniform(2, 10)
+        out = out + (sigma * rng.standard_normal(out.shape, np.float32)).astype(np.float32)
+    return np.clip(out, 0, 255).astype(np.uint8)

@@ -1,0 +1,297 @@
+"""The data contract: Arrow schemas, and rows as plain objects of arrays.
+
+One row is one image. Boxes are x0, y0, x1, y1, half-open, original image px after EXIF
+orientation. Every table of the pipeline is built with these schemas, never inferred: an
+inferred one drifts to ``list<null>`` where a block has no detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+
+DET = pa.struct(
+    [
+        *[pa.field(name, pa.float32()) for name in ("x0", "y0", "x1", "y1", "score")],
+        pa.field("label", pa.int32()),
+        pa.field("scale", pa.int8()),
+    ]
+)
+
+_CHIP_FIELDS = [
+    pa.field("scale", pa.int8()),
+    pa.field("lane", pa.int16()),  # -1: larger than the largest lane, run as tiles
+    *[pa.field(name, pa.int32()) for name in ("x0", "y0", "x1", "y1")],
+    pa.field("focus", pa.float32()),  # mean probability of the FocusPixels it was made from
+]
+STORED_CHIP = pa.struct(_CHIP_FIELDS)
+# In flight a pending chip carries its native-resolution crop, uint8 [y1-y0, x1-x0, 3].
+CHIP = pa.struct([*_CHIP_FIELDS, pa.field("pixels", pa.large_binary())])
+
+_COUNTERS = ("dropped_border", "dropped_range", "dropped_score", "dropped_nms")
+LEDGER = pa.struct(
+    [
+        pa.field("pixels", pa.large_list(pa.int64())),  # network px forwarded, per scale
+        pa.field("padded", pa.large_list(pa.int64())),  # network px of padding, per scale
+        pa.field("chips", pa.large_list(pa.int32())),  # chips forwarded, per scale
+        pa.field("pixels_pyramid", pa.int64()),  # network px of every scale whole
+        *[pa.field(name, pa.int32()) for name in _COUNTERS],
+        pa.field("decode_ms", pa.float32()),
+        pa.field("forward_ms", pa.float32()),
+    ]
+)
+
+
+def _row_schema(chip: pa.DataType) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string()),
+            pa.field("uri", pa.string()),
+            pa.field("width", pa.int32()),  # original px; 0 when the image could not be read
+            pa.field("height", pa.int32()),
+            pa.field("bytes", pa.int64()),  # size of the encoded file
+            pa.field("error", pa.string()),  # '' = fine
+            pa.field("detections", pa.large_list(DET)),
+            pa.field("chips", pa.large_list(chip)),
+            pa.field("ledger", LEDGER),
+        ]
+    )
+
+
+ROW = _row_schema(CHIP)  # between stages
+STORED_ROW = _row_schema(STORED_CHIP)  # rows/*.parquet
+MANIFEST = pa.schema([pa.field("image_id", pa.string()), pa.field("uri", pa.string())])
+
+DETECTIONS = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("label_id", pa.int32()),
+        pa.field("label", pa.string()),
+        *[pa.field(name, pa.float32()) for name in ("score", "x0", "y0", "x1", "y1")],
+        pa.field("scale", pa.int8()),
+    ]
+)
+IMAGES = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("status", pa.string()),  # 'ok' or 'error'
+        pa.field("error", pa.string()),
+        pa.field("num_detections", pa.int32()),
+        pa.field("num_chips", pa.int32()),  # FocusChips, without the coarse look
+        pa.field("pixels_processed", pa.int64()),
+        pa.field("pixels_padded", pa.int64()),
+        pa.field("pixels_pyramid", pa.int64()),
+        pa.field("bytes", pa.int64()),
+        pa.field("run_id", pa.string()),
+        *[pa.field(name, pa.int32()) for name in _COUNTERS],
+        pa.field("decode_ms", pa.float32()),
+        pa.field("forward_ms", pa.float32()),
+        pa.field("pixels_per_scale", pa.list_(pa.int64())),
+        pa.field("chips_per_scale", pa.list_(pa.int32())),
+    ]
+)
+CHIPS = pa.schema([pa.field("image_id", pa.string()), *_CHIP_FIELDS])
+
+
+@dataclass(frozen=True)
+class Detections:
+    """boxes float32 [N, 4] original px; scores float32 [N]; labels int32 [N]; scales int8 [N]."""
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    scales: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, keep: NDArray) -> Detections:
+        """The detections of a mask or of indices."""
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.scales[keep])
+
+
+def no_detections() -> Detections:
+    """An empty list."""
+    return Detections(
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, np.float32),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.int8),
+    )
+
+
+def join_detections(parts: Sequence[Detections]) -> Detections:
+    """All detections of ``parts`` in order."""
+    if not parts:
+        return no_detections()
+    return Detections(
+        np.concatenate([p.boxes for p in parts]),
+        np.concatenate([p.scores for p in parts]),
+        np.concatenate([p.labels for p in parts]),
+        np.concatenate([p.scales for p in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A FocusChip. box: x0, y0, x1, y1 original px, integers, half-open; pixels: native crop
+    uint8 [y1-y0, x1-x0, 3] while the chip is pending, None once it was looked at."""
+
+    scale: int
+    lane: int
+    box: tuple[int, int, int, int]
+    focus: float
+    pixels: NDArray[np.uint8] | None = None
+
+
+@dataclass
+class Ledger:
+    """What an image cost and what was dropped; fields as in `LEDGER`."""
+
+    pixels: list[int] = field(default_factory=list)
+    padded: list[int] = field(default_factory=list)
+    chips: list[int] = field(default_factory=list)
+    pixels_pyramid: int = 0
+    dropped_border: int = 0
+    dropped_range: int = 0
+    dropped_score: int = 0
+    dropped_nms: int = 0
+    decode_ms: float = 0.0
+    forward_ms: float = 0.0
+
+
+@dataclass
+class ImageRow:
+    """One image on its way through the stages; fields as in `ROW`."""
+
+    image_id: str
+    uri: str
+    width: int = 0
+    height: int = 0
+    bytes: int = 0
+    error: str = ""
+    detections: Detections = field(default_factory=no_detections)
+    chips: list[Chip] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+def rows_to_table(rows: Sequence[ImageRow], stored: bool = False) -> pa.Table:
+    """Rows -> a table of `ROW`, or of `STORED_ROW` (without chip pixels)."""
+    schema = STORED_ROW if stored else ROW
+    columns: dict[str, Any] = {
+        name: pa.array([getattr(row, name) for row in rows], schema.field(name).type)
+        for name in ("image_id", "uri", "width", "height", "bytes", "error")
+    }
+    columns["detections"] = _detection_lists([row.detections for row in rows])
+    columns["chips"] = _chip_lists([row.chips for row in rows], stored)
+    columns["ledger"] = pa.array([vars(row.ledger) for row in rows], LEDGER)
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _lists(counts: Sequence[int], values: pa.Array) -> pa.Array:
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+
+
+def _detection_lists(lists: Sequence[Detections]) -> pa.Array:
+    joined = join_detections(lists)
+    arrays = [joined.boxes[:, i] for i in range(4)] + [
+        joined.scores,
+        joined.labels,
+        joined.scales,
+    ]
+    children = [pa.array(a, DET.field(i).type) for i, a in enumerate(arrays)]
+    values = pa.StructArray.from_arrays(children, fields=list(DET))
+    return _lists([len(d) for d in lists], values)
+
+
+def _chip_lists(lists: Sequence[Sequence[Chip]], stored: bool) -> pa.Array:
+    chips = [chip for one in lists for chip in one]
+    plain = [
+        [c.scale for c in chips],
+        [c.lane for c in chips],
+        *[[c.box[i] for c in chips] for i in range(4)],
+        [c.focus for c in chips],
+    ]
+    kind = STORED_CHIP if stored else CHIP
+    children = [pa.array(a, kind.field(i).type) for i, a in enumerate(plain)]
+    if not stored:
+        pixels = [None if c.pixels is None else c.pixels.tobytes() for c in chips]
+        children.append(pa.array(pixels, pa.large_binary()))
+    values = pa.StructArray.from_arrays(children, fields=list(kind))
+    return _lists([len(one) for one in lists], values)
+
+
+def table_to_rows(table: pa.Table) -> list[ImageRow]:
+    """A table of `ROW` or `STORED_ROW` -> rows; chip pixels are views of the table's buffers."""
+    plain = {n: table[n].to_pylist() for n in ("image_id", "uri", "width", "height", "bytes")}
+    errors, ledgers = table["error"].to_pylist(), table["ledger"].to_pylist()
+    detections = _split_detections(table["detections"])
+    chips = _split_chips(table["chips"])
+    return [
+        ImageRow(
+            **{name: values[i] for name, values in plain.items()},
+            error=errors[i],
+            detections=detections[i],
+            chips=chips[i],
+            ledger=Ledger(**ledgers[i]),
+        )
+        for i in range(table.num_rows)
+    ]
+
+
+def _counts_and_values(column: pa.ChunkedArray) -> tuple[list[int], list[pa.Array]]:
+    """List lengths and the flat values, chunk by chunk (joining may overflow offsets)."""
+    counts: list[int] = []
+    for chunk in column.chunks:
+        counts += chunk.value_lengths().to_pylist()
+    return counts, [chunk.flatten() for chunk in column.chunks]
+
+
+def _split_detections(column: pa.ChunkedArray) -> list[Detections]:
+    counts, values = _counts_and_values(column)
+
+    def joined(name: str, dtype: Any) -> NDArray:
+        parts = [v.field(name).to_numpy(zero_copy_only=False) for v in values]
+        return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
+
+    boxes = np.stack([joined(name, np.float32) for name in ("x0", "y0", "x1", "y1")], 1)
+    scores, labels = joined("score", np.float32), joined("label", np.int32)
+    scales = joined("scale", np.int8)
+    ends = np.cumsum(counts)
+    return [
+        Detections(boxes[e - n : e], scores[e - n : e], labels[e - n : e], scales[e - n : e])
+        for n, e in zip(counts, ends, strict=True)
+    ]
+
+
+def _split_chips(column: pa.ChunkedArray) -> list[list[Chip]]:
+    counts, values = _counts_and_values(column)
+    flat = [chip for part in values for chip in _chips_of(part)]
+    ends = np.cumsum(counts)
+    return [flat[e - n : e] for n, e in zip(counts, ends, strict=True)]
+
+
+def _chips_of(values: pa.StructArray) -> list[Chip]:
+    names = [f.name for f in STORED_CHIP]
+    columns = [values.field(name).to_pylist() for name in names]
+    has_pixels = values.type.get_field_index("pixels") >= 0
+    pixels = values.field("pixels") if has_pixels else None
+    chips = []
+    for i, (scale, lane, x0, y0, x1, y1, focus) in enumerate(zip(*columns, strict=True)):
+        crop = None
+        if pixels is not None and pixels[i].is_valid:
+            crop = np.frombuffer(pixels[i].as_buffer(), np.uint8).reshape(y1 - y0, x1 - x0, 3)
+        chips.append(Chip(scale, lane, (x0, y0, x1, y1), focus, crop))
+    return chips

@@ -1,0 +1,329 @@
+"""The settings of each job, section by section.
+
+Every field's description states its unit and why one would change it; what cannot work is
+refused here, before anything starts. `af_pipeline.config` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from af_pipeline.config import Section
+from af_pipeline.focus import ChipRule, FocusRule
+from af_pipeline.lanes import TILE_STEP
+from af_pipeline.scales import Scale
+
+
+class ScaleConfig(Section):
+    """One pyramid level, coarse to fine: either ``factor`` or a resolution rule."""
+
+    factor: float | None = Field(None, gt=0, description="network px per original px")
+    min_side: int = Field(-1, description="paper's rule: shorter side, network px; -1: none")
+    max_side: int = Field(-1, description="paper's rule: cap of the longer side, network px")
+    valid_range: tuple[float, float] = Field(
+        (-1, -1), description="sqrt(area) of objects this scale answers for, original px; -1: open"
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> ScaleConfig:
+        for name, side in (("min_side", self.min_side), ("max_side", self.max_side)):
+            if side < 1 and side != -1:
+                raise ValueError(f"{name} must be 1 px or more, or -1 for none; found {side}")
+        if self.factor is None and self.min_side < 0 and self.max_side < 0:
+            raise ValueError("give factor, or min_side and max_side")
+        if self.factor is not None and (self.min_side > 0 or self.max_side > 0):
+            raise ValueError("give factor or min_side/max_side, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _range(self) -> ScaleConfig:
+        low, high = self.valid_range
+        if (low < 0 and low != -1) or (high <= 0 and high != -1):
+            raise ValueError(f"valid_range takes px, or -1 for open; found {low:g} to {high:g}")
+        if high > 0 and low >= high:
+            raise ValueError(f"valid_range must rise; found {low:g} to {high:g}")
+        return self
+
+    def build(self) -> Scale:
+        """The plain `Scale`."""
+        low, high = self.valid_range
+        return Scale(self.factor, self.min_side, self.max_side, low, high)
+
+
+def check_pyramid(scales: Sequence[ScaleConfig]) -> None:
+    """Raise ValueError unless there are scales, coarse to fine as far as they compare."""
+    if not scales:
+        raise ValueError("pyramid needs at least one scale")
+    for number, (coarse, fine) in enumerate(pairwise(scales)):
+        for name in ("factor", "min_side", "max_side"):
+            low, high = getattr(coarse, name) or -1, getattr(fine, name) or -1
+            if low > 0 and high > 0 and low >= high:
+                raise ValueError(
+                    f"pyramid goes coarse to fine: {name} must rise, but scale {number} has "
+                    f"{low:g} and scale {number + 1} has {high:g}"
+                )
+
+
+class FocusConfig(Section):
+    """How the focus map of one scale becomes the FocusChips of the next finer one."""
+
+    threshold: float = Field(0.1, ge=0, le=1, description="probability at which a cell counts")
+    dilation: int = Field(3, ge=1, le=31, description="square structuring element, cells; 1: none")
+    min_size: int = Field(128, ge=16, description="least chip side, network px of this scale")
+    merge: Literal["cost", "paper"] = Field(
+        "cost", description="cost: merge where one forward of the union is cheaper; paper: touch"
+    )
+    chip_cost: float = Field(
+        4096, ge=0, description="price of one more chip, network px of this scale, for merge=cost"
+    )
+
+    def build(self) -> ChipRule:
+        """The plain `ChipRule`."""
+        return ChipRule(self.threshold, self.dilation, self.min_size, self.merge, self.chip_cost)
+
+
+class FocusLabelConfig(Section):
+    """Object sizes that make a FocusPixel, sqrt(area) in network px (AutoFocus §3.1: a, b, c)."""
+
+    ignore_below: float = Field(5, ge=0, description="smaller objects give no focus loss")
+    focus_below: float = Field(64, gt=0, description="smaller objects are FocusPixels")
+    ignore_until: float = Field(90, gt=0, description="objects up to here give no focus loss")
+
+    @model_validator(mode="after")
+    def _order(self) -> FocusLabelConfig:
+        if not self.ignore_below < self.focus_below <= self.ignore_until:
+            raise ValueError(
+                "ignore_below < focus_below <= ignore_until must hold; found "
+                f"{self.ignore_below:g}, {self.focus_below:g}, {self.ignore_until:g}"
+            )
+        return self
+
+    def build(self) -> FocusRule:
+        """The plain `FocusRule`."""
+        return FocusRule(self.ignore_below, self.focus_below, self.ignore_until)
+
+
+class SourceConfig(Section):
+    """Where images come from."""
+
+    uri: str = Field("", description="directory, or COCO json")
+    images: str | None = Field(None, description="image folder of a COCO json, if elsewhere")
+    max_pixels: int = Field(
+        200_000_000, gt=0, description="larger images become error rows (decompression bombs)"
+    )
+
+
+class OutputConfig(Section):
+    """Where results go."""
+
+    uri: str = Field("", description="directory of the run")
+    chips: bool = Field(True, description="write chips/*.parquet")
+
+
+class LaneConfig(Section):
+    """Size buckets of chips at network input."""
+
+    sides: tuple[int, ...] = Field(
+        (256, 384, 512, 768, 1024, 1536), description="bucket sides, network px, multiples of 32"
+    )
+    overlap: int = Field(
+        128, ge=0, description="overlap of the tiles of a chip above the largest lane, network px"
+    )
+    batch_pixels: int = Field(
+        1, ge=1, description="network px a batch may hold; 1: one chip at a time (best on CPU)"
+    )
+    pad: bool = Field(
+        False, description="pad chips to their lane's shape (GPU, compiled shapes) or run as is"
+    )
+
+    @model_validator(mode="after")
+    def _sides(self) -> LaneConfig:
+        if not self.sides or any(side % 32 or side <= 0 for side in self.sides):
+            raise ValueError("sides must be positive multiples of 32")
+        if list(self.sides) != sorted(set(self.sides)):
+            raise ValueError("sides must rise")
+        if self.overlap >= self.sides[-1] // 2:
+            raise ValueError("overlap must be less than half of the largest side")
+        if self.sides[-1] - self.overlap < 3 * TILE_STEP:
+            raise ValueError(f"overlap must leave {3 * TILE_STEP} px of the largest side")
+        return self
+
+
+class StackConfig(Section):
+    """Focus stacking: how the detections of all scales become one list."""
+
+    method: Literal["soft", "hard"] = Field("soft", description="Gaussian soft-NMS or plain NMS")
+    sigma: float = Field(0.55, gt=0, description="soft-NMS width (AutoFocus: 0.55)")
+    iou: float = Field(0.5, gt=0, le=1, description="plain NMS: overlap that suppresses")
+    min_score: float = Field(0.01, ge=0, le=1, description="lowest score written")
+    max_detections: int = Field(1000, ge=1, description="detections kept per image")
+    border: float = Field(
+        4, ge=0, description="a box this near an inner chip edge is dropped, network px"
+    )
+    class_agnostic: bool = Field(False, description="suppress across classes")
+
+
+class PoolConfig(Section):
+    """One set of actors of the index graph."""
+
+    actors: int = Field(1, ge=1, description="actors of the pool")
+    num_cpus: float = Field(
+        0, ge=0, description="CPUs that Ray reserves per actor; 0: a share of the cluster's"
+    )
+    num_gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per actor")
+    threads: int = Field(0, ge=0, description="torch threads per actor; 0: cores shared out")
+
+
+class RayConfig(Section):
+    """How the job uses Ray."""
+
+    address: str | None = Field(None, description="None: the cluster of `ray job`, else local")
+    rows_per_block: int = Field(4, ge=1, description="images per block: 0.5 s of work or more")
+    pools: tuple[PoolConfig, ...] = Field(
+        (PoolConfig(),), description="one per scale, coarse to fine; the last serves the rest"
+    )
+    task_cpus: float = Field(0.1, gt=0, description="CPUs of a read, stack or write task")
+    wait_for_actors_s: int = Field(600, gt=0, description="fail if actors do not start by then")
+
+
+class IndexConfig(Section):
+    """`jobs/index.py`."""
+
+    source: SourceConfig = SourceConfig()
+    output: OutputConfig = OutputConfig()
+    mode: Literal["autofocus", "pyramid", "whole"] = Field(
+        "autofocus", description="autofocus; pyramid: every scale whole; whole: coarsest only"
+    )
+    checkpoint: str = Field("checkpoints/aerial_tiny.safetensors", description="detector weights")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where detectors run")
+    bf16: bool = Field(True, description="bfloat16 autocast: about half the time, same AP")
+    pyramid: tuple[ScaleConfig, ...] = Field(description="scales, coarse to fine")
+    focus: tuple[FocusConfig, ...] = Field((), description="one per step to the next finer scale")
+    detector_score: float = Field(0.01, ge=0, le=1, description="lowest score kept per chip")
+    detector_nms: float = Field(0.6, gt=0, le=1, description="NMS overlap within one chip")
+    lanes: LaneConfig = LaneConfig()
+    stack: StackConfig = StackConfig()
+    ray: RayConfig = RayConfig()
+    max_error_rate: float = Field(
+        0.05, ge=0, le=1, description="share of failed images above which the job exits non-zero"
+    )
+
+    @model_validator(mode="after")
+    def _steps(self) -> IndexConfig:
+        check_pyramid(self.pyramid)
+        if self.mode == "autofocus" and len(self.focus) != len(self.pyramid) - 1:
+            raise ValueError(
+                f"focus needs one entry per step between scales: {len(self.pyramid) - 1} for "
+                f"{len(self.pyramid)} scales, found {len(self.focus)}"
+            )
+        return self
+
+
+class DataConfig(Section):
+    """Training and validation data."""
+
+    train: str | None = Field(None, description="COCO json to train on; none: only synthetic")
+    val: str | None = Field(None, description="COCO json to validate on")
+    images: str | None = Field(None, description="image folder, if not beside the json")
+    synthetic_scenes: int = Field(64, ge=0, description="procedural scenes rendered for training")
+    synthetic_share: float = Field(0.2, ge=0, le=1, description="share of chips drawn from them")
+    cache_gb: float = Field(2.0, gt=0, description="decoded images kept in memory per worker, GB")
+    class_power: float = Field(
+        0.5, ge=0, le=1, description="boxes are drawn by frequency^-power of their class"
+    )
+
+
+class ModelConfig(Section):
+    """The light one-stage detector."""
+
+    backbone: Literal["mobilenet_v2"] = "mobilenet_v2"
+    width: float = Field(1.0, gt=0, description="backbone width multiplier")
+    channels: int = Field(96, ge=8, multiple_of=8, description="channels of the FPN and heads")
+    head_depth: int = Field(2, ge=0, description="3x3 convolutions per tower")
+    backbone_weights: str | None = Field(
+        None, description="torchvision state dict (.safetensors or .pth) to start from"
+    )
+
+
+class ChipConfig(Section):
+    """SNIPER training chips."""
+
+    size: int = Field(320, ge=64, multiple_of=32, description="chip side, network px")
+    jitter: tuple[float, float] = Field((0.75, 1.33), description="bounds of the scale change")
+    negative_share: float = Field(0.15, ge=0, le=1, description="chips placed anywhere")
+    focus_share: float = Field(
+        0.2, ge=0, le=1, description="chips around a box of any size, for the FocusPixels"
+    )
+    colour: float = Field(0.5, ge=0, le=1, description="strength of colour changes")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ChipConfig:
+        low, high = self.jitter
+        if not 0 < low <= high:
+            raise ValueError(f"jitter needs 0 < low <= high; found {low:g} to {high:g}")
+        if self.negative_share + self.focus_share > 1:
+            raise ValueError("negative_share and focus_share together must be at most 1")
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW with warm-up and cosine decay."""
+
+    steps: int = Field(6000, ge=1, description="optimiser steps")
+    global_batch: int = Field(8, ge=1, description="chips per step over all workers")
+    lr: float = Field(2e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW decay of weights (not norms)")
+    warmup_steps: int = Field(300, ge=0)
+    clip_norm: float = Field(10.0, gt=0, description="gradient norm limit")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="averaged weights: decay per step")
+    class_weight: float = Field(1.0, ge=0)
+    box_weight: float = Field(2.0, ge=0)
+    focus_weight: float = Field(1.0, ge=0)
+    bf16: bool = Field(True, description="bfloat16 autocast of the forward pass")
+
+
+class TrainRunConfig(Section):
+    """Where and how a training runs."""
+
+    output: str = Field("runs/train", description="directory of checkpoints and logs")
+    name: str = Field("aerial_tiny", description="the run's name; the same name resumes")
+    workers: int = Field(1, ge=1)
+    threads: int = Field(0, ge=0, description="torch threads per worker; 0: all cores")
+    use_gpu: bool = False
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(20, ge=1, description="steps")
+    checkpoint_every: int = Field(500, ge=1, description="steps")
+    max_failures: int = Field(2, ge=0, description="worker failures Ray Train forgives")
+
+
+class TrainConfig(Section):
+    """`jobs/train.py`."""
+
+    classes: tuple[str, ...] | None = Field(None, description="none: those of data.train")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pyramid: tuple[ScaleConfig, ...] = Field(description="scales, coarse to fine")
+    focus_labels: FocusLabelConfig = FocusLabelConfig()
+    chips: ChipConfig = ChipConfig()
+    optim: OptimConfig = OptimConfig()
+    run: TrainRunConfig = TrainRunConfig()
+
+    @model_validator(mode="after")
+    def _fit(self) -> TrainConfig:
+        check_pyramid(self.pyramid)
+        if self.classes is not None:
+            if not all(self.classes) or not self.classes:
+                raise ValueError("classes must name at least one class, and none by ''")
+            twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+            if twice:
+                raise ValueError(f"classes must differ; given twice: {', '.join(twice)}")
+        if self.optim.global_batch % self.run.workers:
+            raise ValueError(
+                f"optim.global_batch must be a multiple of run.workers; found "
+                f"{self.optim.global_batch} chips for {self.run.workers} workers"
+            )
+        return self

@@ -1,0 +1,236 @@
+"""Pyramid against AutoFocus in one process: AP, pixels, wall time, focus recall.
+
+python benchmarks/cascade.py --config configs/index/aerial.yaml --ground-truth VAL.json
+    [--set KEY=VALUE ...] [--repeats 3] [--output FILE.json]
+
+The modes take turns image by image, so that a change of the machine's speed meets all alike.
+Times are of the cascade itself (resize, forward, chips, stacking), without decoding and Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from af_pipeline.boxes import intersection_area
+from af_pipeline.cascade import Plan, look, stack, start_row
+from af_pipeline.codec import decode_image, resize
+from af_pipeline.config import load_config
+from af_pipeline.data.coco import AnnotatedImage, load_coco
+from af_pipeline.data.sources import read_bytes
+from af_pipeline.dist.sink import detections_table
+from af_pipeline.focus import FocusRule, focus_labels
+from af_pipeline.lanes import Lane
+from af_pipeline.metrics import evaluate_detections
+from af_pipeline.model.checkpoint import load_info
+from af_pipeline.plans import build_plan
+from af_pipeline.predict import TorchPredictor, load_predictor
+from af_pipeline.scales import scaled_size
+from af_pipeline.schema import ImageRow
+from af_pipeline.settings import FocusLabelConfig, IndexConfig
+
+MODES = ("whole", "pyramid", "autofocus")
+
+
+def run_image(image: np.ndarray, image_id: str, plan: Plan, predict: TorchPredictor) -> ImageRow:
+    row = ImageRow(image_id, image_id)
+    start_row(row, image, plan)
+    for scale in range(len(plan.scales)):
+        look([row], scale, plan, predict)
+    stack(row, plan.stack)
+    return row
+
+
+def chip_recall(rows: dict[str, ImageRow], truth: dict[str, AnnotatedImage], plan: Plan) -> list:
+    """Per fine scale: share of its ground-truth boxes that lie whole in a chip, and chip area."""
+    out = []
+    for scale in range(1, len(plan.scales)):
+        inside = total = area = image_area = chips = 0
+        for image_id, row in rows.items():
+            image = truth[image_id]
+            image_area += image.width * image.height
+            boxes = image.boxes[plan.scales[scale].valid(image.boxes) & ~image.crowd]
+            rects = np.array([c.box for c in row.chips if c.scale == scale], np.float64)
+            chips += len(rects)
+            total += len(boxes)
+            if len(rects):
+                area += union_area(rects, image.height, image.width)
+                if len(boxes):
+                    own = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+                    share = intersection_area(boxes.astype(np.float64), rects) / own[:, None]
+                    inside += int((share > 0.999).any(1).sum())
+        out.append(
+            {
+                "scale": scale,
+                "recall": inside / max(1, total),
+                "boxes": total,
+                "area": area / image_area,
+                "chips_per_image": chips / len(rows),
+            }
+        )
+    return out
+
+
+def pixel_recall(
+    images: list[tuple[np.ndarray, AnnotatedImage]],
+    plan: Plan,
+    predict: TorchPredictor,
+    rule: FocusRule,
+) -> list[dict[str, float]]:
+    """Per coarse scale: recall of ground-truth FocusPixels at the plan's threshold, and area.
+
+    Whole images, so that scale 1 is measured by itself and not behind scale 0's misses.
+    """
+    out = []
+    for scale in range(len(plan.scales) - 1):
+        threshold = plan.rules[scale].threshold
+        found = wanted = above_cells = cells = 0
+        for image, annotated in images:
+            height, width = image.shape[:2]
+            factor = plan.scales[scale].factor_for(height, width)
+            rows, columns = scaled_size(height, width, factor)
+            crop = resize(image, rows, columns)
+            focus = predict([crop], Lane(rows, columns))[0].focus
+            labels = focus_labels(annotated.boxes * factor, rows, columns, rule, annotated.crowd)
+            above = focus[: labels.shape[0], : labels.shape[1]] >= threshold
+            found += int((above & (labels == 1)).sum())
+            wanted += int((labels == 1).sum())
+            above_cells += int(above.sum())
+            cells += labels.size
+        out.append(
+            {
+                "scale": scale,
+                "threshold": threshold,
+                "recall": found / max(1, wanted),
+                "area": above_cells / cells,
+                "truth_area": wanted / cells,
+            }
+        )
+    return out
+
+
+def union_area(rects: np.ndarray, height: int, width: int) -> int:
+    mask = np.zeros((height, width), bool)
+    for x0, y0, x1, y1 in rects.astype(int):
+        mask[y0:y1, x0:x1] = True
+    return int(mask.sum())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="configs/index/aerial.yaml")
+    parser.add_argument("--ground-truth", required=True)
+    parser.add_argument("--set", action="append", default=[], dest="sets")
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: all cores")
+    parser.add_argument("--output")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = load_config(IndexConfig, arguments.config, arguments.sets)
+    modes = arguments.modes.split(",")
+    plans = {mode: build_plan(config.model_copy(update={"mode": mode})) for mode in modes}
+    predict = load_predictor(
+        config.checkpoint,
+        config.device,
+        config.bf16,
+        config.lanes.pad,
+        config.detector_score,
+        config.detector_nms,
+    )
+    dataset = load_coco(arguments.ground_truth, config.source.images)
+    names = load_info(config.checkpoint).class_names
+    seconds = {mode: [] for mode in modes}
+    rows: dict[str, dict[str, ImageRow]] = {mode: {} for mode in modes}
+    images = [(decode_image(read_bytes(a.uri)), a) for a in dataset.images]
+    for image, annotated in images:
+        for _ in range(arguments.repeats):
+            for mode in modes:
+                began = time.perf_counter()
+                row = run_image(image, annotated.image_id, plans[mode], predict)
+                seconds[mode].append(time.perf_counter() - began)
+                rows[mode][annotated.image_id] = row
+    results = {}
+    truth_json = json.loads(Path(arguments.ground_truth).read_text())
+    truth = {image.image_id: image for image in dataset.images}
+    for mode in modes:
+        results[mode] = report(mode, rows[mode], seconds[mode], names, truth_json, config)
+        if mode == "autofocus":
+            results[mode]["focus"] = chip_recall(rows[mode], truth, plans[mode])
+            rule = FocusLabelConfig.model_validate(
+                load_info(config.checkpoint).training["config"]["focus_labels"]
+            ).build()
+            results[mode]["focus_pixels"] = pixel_recall(images, plans[mode], predict, rule)
+            for key in ("focus_pixels", "focus"):
+                for entry in results[mode][key]:
+                    print(f"   {key}", {k: round(v, 4) for k, v in entry.items()})
+    if {"pyramid", "autofocus"} <= set(modes):
+        ratio = ratios(results, seconds)
+        results["ratio"] = ratio
+        print("pyramid / autofocus:", {k: round(v, 3) for k, v in ratio.items()})
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+def ratios(results: dict[str, Any], seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Pixels and wall time of pyramid over autofocus."""
+    pixels = results["pyramid"]["pixels"] / results["autofocus"]["pixels"]
+    nominal = results["pyramid"]["pyramid_pixels"] / results["autofocus"]["pixels"]
+    wall = sum(seconds["pyramid"]) / sum(seconds["autofocus"])
+    return {
+        "pixels": pixels,
+        "pixels_nominal": nominal,
+        "wall": wall,
+        "wall_over_pixels": wall / pixels,
+    }
+
+
+def report(
+    mode: str,
+    rows: dict[str, ImageRow],
+    seconds: list[float],
+    names: tuple[str, ...],
+    truth: dict[str, Any],
+    config: IndexConfig,
+) -> dict[str, Any]:
+    table: pa.Table = detections_table(list(rows.values()), names)
+    evaluation = evaluate_detections(truth, table)
+    content = evaluation.to_json()
+    ledgers = [row.ledger for row in rows.values()]
+    pixels = sum(sum(ledger.pixels) for ledger in ledgers) / len(rows)
+    result = {
+        "mode": mode,
+        "evaluation": content,
+        "pixels": pixels,
+        "padded": sum(sum(ledger.padded) for ledger in ledgers) / len(rows),
+        "pyramid_pixels": sum(ledger.pixels_pyramid for ledger in ledgers) / len(rows),
+        "seconds_per_image": float(np.mean(seconds)),
+        "dropped_border": sum(ledger.dropped_border for ledger in ledgers),
+        "config": config.model_dump(mode="json"),
+    }
+    overall, car = content["overall"], content["per_class"].get("car", {})
+    print(
+        f"{mode:10s} AP {_n(overall['AP'])} AP50 {_n(overall['AP50'])}  car AP {_n(car.get('AP'))} "
+        f"AP50 {_n(car.get('AP50'))}  {pixels / 1e6:6.3f} MP/image  "
+        f"{result['seconds_per_image']:.3f} s/image",
+        flush=True,
+    )
+    return result
+
+
+def _n(value: float | None) -> str:
+    return "  -  " if value is None else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Images that kill the process that looks at them cost themselves and nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from af_pipeline.dist.index import Outcome, index
+from tests.dist.planted import (
+    KILLS,
+    LARGE,
+    MIDDLE,
+    SCENE,
+    Planted,
+    boxes_of,
+    index_config,
+    picture,
+    save,
+    source,
+    table,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+
+# Each death costs a restart, so there are no more scales than needed.
+TWO_SCALES: dict[str, Any] = {
+    "pyramid": [
+        {"factor": 0.5, "valid_range": [72, -1]},
+        {"factor": 1.0, "valid_range": [-1, 72]},
+    ],
+    "focus": [{"min_size": 64}],
+}
+
+
+def run_with(
+    folder: Path, deadly: dict[str, list[Planted]], fine: list[str], **changes: Any
+) -> Outcome:
+    for number, name in enumerate(fine, 1):
+        save(folder / "images" / name, picture(number, SCENE))
+    for name, planted in deadly.items():
+        save(folder / "images" / name, picture(KILLS, planted))
+    return index(index_config(folder / "images", folder / "out", **changes), source())
+
+
+def check(run: Outcome, deadly: set[str], fine: set[str]) -> None:
+    rows = {r["image_id"]: r for r in table(run.root, "images").to_pylist()}
+    assert set(rows) == deadly | fine
+    assert run.totals.images == table(run.root, "images").num_rows
+    for name in deadly:
+        assert "worker process died" in rows[name]["error"]
+        assert rows[name]["num_detections"] == 0
+    assert all(rows[name]["error"] == "" for name in fine)
+    found = boxes_of(run.root)
+    assert set(found) == fine
+    assert all(len(boxes) == 3 for boxes in found.values())
+    assert (run.root / "run.json").exists()
+    assert not (run.root / "todo.parquet").exists()
+
+
+def test_images_that_kill_in_two_stages(tmp_path: Path) -> None:
+    # MIDDLE looks large enough to kill at the second scale only.
+    deadly = {"b.png": [LARGE], "d.png": [MIDDLE]}
+    run = run_with(tmp_path, deadly, ["a.png", "c.png", "e.png"], **TWO_SCALES)
+    check(run, set(deadly), {"a.png", "c.png", "e.png"})
+
+
+def test_nothing_but_images_that_kill(tmp_path: Path) -> None:
+    run = run_with(tmp_path, {"a.png": [LARGE], "b.png": [LARGE]}, [], mode="whole")
+    check(run, {"a.png", "b.png"}, set())

@@ -1,0 +1,120 @@
+"""Dark images with planted bright rectangles, and a predictor that finds just these."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from af_pipeline.cascade import Plan, Prediction, look, stack, start_row
+from af_pipeline.focus import STRIDE, ChipRule
+from af_pipeline.lanes import Lane, make_lanes
+from af_pipeline.scales import Scale
+from af_pipeline.schema import ImageRow
+from af_pipeline.stacking import StackRule
+
+Image = NDArray[np.uint8]
+Boxes = NDArray[np.int64]
+
+SCALES = (
+    Scale(0.5, valid_low=72),
+    Scale(1.0, valid_low=34, valid_high=72),
+    Scale(2.0, valid_high=34),
+)
+# Sides of rectangles that one scale alone answers for.
+SMALL, MIDDLE, LARGE = (10, 30), (40, 64), (80, 160)
+
+
+class FakePredictor:
+    """Thresholds a crop: its components are the detections, its bright cells the focus."""
+
+    def __init__(self) -> None:
+        self.found = 0
+        self.batches: list[int] = []
+
+    def __call__(self, crops: Sequence[Image], lane: Lane) -> list[Prediction]:
+        assert all(c.shape[0] <= lane.height and c.shape[1] <= lane.width for c in crops)
+        self.batches.append(len(crops))
+        answers = [self.predict(crop) for crop in crops]
+        self.found += sum(len(answer.boxes) for answer in answers)
+        return answers
+
+    def predict(self, crop: Image) -> Prediction:
+        bright = (crop[..., 0] > 127).astype(np.uint8)
+        _, _, stats, _ = cv2.connectedComponentsWithStats(bright)
+        x0, y0, width, height = stats[1:, :4].T
+        boxes = np.stack([x0, y0, x0 + width, y0 + height], 1).astype(np.float32)
+        rows, columns = (-(-side // STRIDE) for side in bright.shape)
+        canvas = np.zeros((rows * STRIDE, columns * STRIDE), np.uint8)
+        canvas[: bright.shape[0], : bright.shape[1]] = bright
+        focus = canvas.reshape(rows, STRIDE, columns, STRIDE).max((1, 3)).astype(np.float32)
+        count = len(boxes)
+        return Prediction(boxes, np.full(count, 0.9, np.float32), np.zeros(count, np.int32), focus)
+
+
+def make_plan(mode: str = "autofocus", **changes: object) -> Plan:
+    """Three scales of disjoint valid ranges and lanes of up to 512 px."""
+    rule = ChipRule(0.5, 3, 64, "cost", 4096) if mode == "autofocus" else None
+    plain: dict = {
+        "scales": SCALES,
+        "pyramid": SCALES,
+        "rules": (rule, rule),
+        "lanes": make_lanes((128, 256, 512)),
+        "stack": StackRule("hard"),
+        "overlap": 128,
+    }
+    return Plan(**(plain | changes))
+
+
+def run_cascade(
+    images: Sequence[Image], plan: Plan, predictor: FakePredictor | None = None
+) -> list[ImageRow]:
+    """All images at once, through all scales and the stacking."""
+    rows = [ImageRow(str(number), "") for number in range(len(images))]
+    for row, image in zip(rows, images, strict=True):
+        start_row(row, image, plan)
+    for scale in range(len(plan.scales)):
+        look(rows, scale, plan, predictor or FakePredictor())
+    for row in rows:
+        stack(row, plan.stack)
+    return rows
+
+
+def paint(boxes: Boxes, height: int, width: int) -> Image:
+    """White rectangles on black."""
+    image = np.zeros((height, width, 3), np.uint8)
+    for x0, y0, x1, y1 in boxes:
+        image[y0:y1, x0:x1] = 255
+    return image
+
+
+def scatter(
+    rng: np.random.Generator,
+    count: int,
+    height: int,
+    width: int,
+    sides: Sequence[tuple[int, int]] = (SMALL, MIDDLE, LARGE),
+) -> Boxes:
+    """Up to ``count`` boxes [N, 4] anywhere in the image, 8 px apart at least."""
+    placed = np.zeros((0, 4), np.int64)
+    for _ in range(count):
+        low, high = sides[int(rng.integers(len(sides)))]
+        w, h = rng.integers(low, high + 1, 2)
+        if h > height or w > width:
+            continue
+        x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+        box = np.array([x, y, x + w, y + h])
+        apart = (placed[:, :2] >= box[2:] + 8) | (placed[:, 2:] <= box[:2] - 8)
+        if apart.any(1).all():
+            placed = np.vstack([placed, box])
+    return placed
+
+
+def check_found(row: ImageRow, wanted: Boxes, tolerance: float) -> None:
+    """Every box once, nothing else."""
+    found = row.detections.boxes
+    near = np.abs(found[:, None] - wanted[None]).max(-1) <= tolerance
+    missed, extra = wanted[~near.any(0)], found[~near.any(1)]
+    assert not len(missed), f"missed {missed.tolist()}; found {found.tolist()}"
+    assert not len(extra), f"extra {extra.tolist()}"
+    assert near.sum() == len(wanted)

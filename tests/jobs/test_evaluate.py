@@ -1,0 +1,152 @@
+"""jobs/evaluate.py as a user meets it: its table, its file, and one clear line per bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BOX = {"x0": 10.0, "y0": 10.0, "x1": 60.0, "y1": 60.0}
+
+
+def write_table(folder: Path, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "part-0.parquet")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    out = tmp_path / "out"
+    found = {"label": "car", "score": 0.9, **BOX}
+    write_table(
+        out / "detections",
+        [{"image_id": "a.jpg", **found}, {"image_id": "a.jpg", **found, "score": 0.05}],
+    )
+    spent = {"status": "ok", "pixels_processed": 100, "pixels_pyramid": 400}
+    write_table(out / "images", [{"image_id": "a.jpg", **spent}])
+    (out / "run.json").write_text("{}")
+    return out
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    path = tmp_path / "truth.json"
+    objects = [{"id": i, "image_id": i, "category_id": 1, "bbox": [10, 10, 50, 50]} for i in (1, 2)]
+    path.write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
+                "categories": [{"id": 1, "name": "car"}],
+                "annotations": objects,
+            }
+        )
+    )
+    return path
+
+
+def evaluate(out: Path, truth: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "jobs/evaluate.py", "--detections", str(out)]
+    return subprocess.run(
+        [*command, "--ground-truth", str(truth), *options],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_prints_the_table_and_writes_metrics_json(out: Path, truth: Path) -> None:
+    done = evaluate(out, truth)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split()[:2] == ["class", "AP"]
+    assert "pyramid_over_processed" in done.stdout
+    assert "1 ground-truth images were not indexed (objects missed): b.jpg" in done.stderr
+    written = json.loads((out / "metrics.json").read_text())
+    assert written["overall"]["AR"] == pytest.approx(0.5)
+    assert written["pixels"]["pyramid_over_processed"] == 4.0
+    assert written["missing_images"] == ["b.jpg"]
+    assert written["num_detections"] == {"car": 2}
+
+
+def test_min_score_and_output(out: Path, truth: Path, tmp_path: Path) -> None:
+    target = tmp_path / "scores.json"
+    done = evaluate(out, truth, "--min-score", "0.5", "--output", str(target), "--max-dets", "7")
+    assert done.returncode == 0, done.stderr
+    written = json.loads(target.read_text())
+    assert written["num_detections"] == {"car": 1}
+    assert written["max_dets"] == 7
+    assert not (out / "metrics.json").exists()
+
+
+def test_incomplete_runs_need_a_flag(out: Path, truth: Path) -> None:
+    (out / "run.json").unlink()
+    refused = evaluate(out, truth)
+    assert_refused(refused, "--allow-incomplete")
+    assert evaluate(out, truth, "--allow-incomplete").returncode == 0
+
+
+def test_detected_classes_without_ground_truth_are_reported(out: Path, truth: Path) -> None:
+    write_table(out / "detections", [{"image_id": "a.jpg", "label": "zebra", "score": 0.9, **BOX}])
+    done = evaluate(out, truth)
+    assert done.returncode == 0
+    assert "without a ground-truth category: zebra" in done.stderr
+
+
+def test_run_without_a_single_detection(out: Path, truth: Path) -> None:
+    (out / "detections" / "part-0.parquet").unlink()
+    assert evaluate(out, truth).returncode == 0
+    assert json.loads((out / "metrics.json").read_text())["overall"]["AP"] == 0.0
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], hint: str) -> None:
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert hint in done.stderr
+
+
+def test_missing_output_directory(tmp_path: Path, truth: Path) -> None:
+    assert_refused(evaluate(tmp_path / "nowhere", truth), "give the output of a jobs/index.py run")
+
+
+def test_directory_that_is_no_run(out: Path, truth: Path) -> None:
+    (out / "detections" / "part-0.parquet").unlink()
+    (out / "detections").rmdir()
+    assert_refused(evaluate(out, truth), "no 'detections' folder")
+
+
+def test_broken_part_file(out: Path, truth: Path) -> None:
+    (out / "detections" / "part-0.parquet").write_bytes(b"not parquet")
+    assert_refused(evaluate(out, truth), "part-0.parquet")
+
+
+def test_missing_ground_truth(out: Path, tmp_path: Path) -> None:
+    assert_refused(evaluate(out, tmp_path / "nowhere.json"), "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "expected an object"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}', "no 'annotations'"),
+        ('{"images": [1], "annotations": [1], "categories": [1]}', "without"),
+    ],
+)
+def test_unusable_ground_truth(out: Path, truth: Path, content: str, hint: str) -> None:
+    truth.write_text(content)
+    assert_refused(evaluate(out, truth), hint)
+
+
+def test_detections_of_other_images(out: Path, truth: Path) -> None:
+    write_table(out / "detections", [{"image_id": "z.jpg", "label": "car", "score": 0.9, **BOX}])
+    assert_refused(evaluate(out, truth), "z.jpg")
+
+
+def test_impossible_max_dets(out: Path, truth: Path) -> None:
+    assert_refused(evaluate(out, truth, "--max-dets", "0"), "at least 1")

@@ -1,0 +1,204 @@
+"""The detector: shapes, padding, batches, and whether it can learn at all."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from af_pipeline.engine import LossModule, OptimRule, build_optimizer, collate, train_step
+from af_pipeline.focus import FocusRule
+from af_pipeline.model.detector import PAD_VALUE, AutoFocusDetector, Output
+from af_pipeline.samples import LabelledImage, SampleRule, draw_sample
+from af_pipeline.scales import Scale
+from af_pipeline.sniper import WindowRule
+
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def detector() -> AutoFocusDetector:
+    """Untrained, but with spread scores, so that there is much to select from."""
+    torch.manual_seed(0)
+    made = AutoFocusDetector(CLASSES, width=0.25, channels=16, head_depth=1)
+    for conv in (made.head.class_logits, made.head.box_distances):
+        torch.nn.init.normal_(conv.weight, std=0.2)
+    return made.eval()
+
+
+def chips(count: int, height: int, width: int, seed: int = 0) -> Tensor:
+    made = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (count, 3, height // 8, width // 8), generator=made)
+    return torch.nn.functional.interpolate(coarse.float(), scale_factor=8, mode="bilinear").byte()
+
+
+def padded(batch: Tensor, height: int, width: int) -> Tensor:
+    canvas = torch.full((len(batch), 3, height, width), PAD_VALUE, dtype=torch.uint8)
+    canvas[..., : batch.shape[-2], : batch.shape[-1]] = batch
+    return canvas
+
+
+def sizes(*rows: tuple[int, int]) -> Tensor:
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 64), (64, 160)])
+def test_shapes(detector: AutoFocusDetector, height: int, width: int) -> None:
+    batch = chips(2, height, width)
+    raw = detector.raw(batch)
+    anchors = sum((height // s) * (width // s) for s in (8, 16, 32))
+    assert raw.class_logits.shape == (2, anchors, CLASSES)
+    assert raw.boxes.shape == (2, anchors, 4)
+    assert raw.points.shape == (anchors, 2)
+    assert raw.focus.shape == (2, height // 16, width // 16)
+    outputs, focus = detector(batch, sizes((height, width), (height, width)))
+    assert len(outputs) == 2
+    assert focus.shape == (2, height // 16, width // 16)
+    assert ((focus >= 0) & (focus <= 1)).all()
+    for output in outputs:
+        assert output.boxes.shape == (len(output.scores), 4)
+        assert output.labels.dtype == torch.int64
+        assert len(output.scores) > 0
+
+
+def test_points_are_cell_centres_and_lie_in_their_boxes(detector: AutoFocusDetector) -> None:
+    raw = detector.raw(chips(1, 64, 96))
+    assert raw.points[:2].tolist() == [[4, 4], [12, 4]]
+    assert raw.points[12].tolist() == [4, 12]
+    assert raw.points[-1].tolist() == [80, 48]
+    assert (raw.boxes[0, :, :2] <= raw.points).all()
+    assert (raw.boxes[0, :, 2:] >= raw.points).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 64), (64, 48)])
+def test_sides_must_be_multiples_of_32(
+    detector: AutoFocusDetector, height: int, width: int
+) -> None:
+    batch = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=rf"batch is {height}x{width}; pad .* multiples of 32"):
+        detector.raw(batch)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (70, 41), (33, 128), (5, 5)])
+def test_detections_stay_inside_their_chip(
+    detector: AutoFocusDetector, size: tuple[int, int]
+) -> None:
+    batch = padded(chips(1, 96, 128)[..., : size[0], : size[1]], 96, 128)
+    (output,), _ = detector(batch, sizes(size), min_score=0.0)
+    assert len(output.boxes)
+    assert (output.boxes[:, :2] >= 0).all()
+    assert (output.boxes[:, 2:] <= torch.tensor([size[1], size[0]])).all()
+    assert (output.boxes[:, 2:] > output.boxes[:, :2]).all()
+
+
+def test_selection_follows_its_arguments(detector: AutoFocusDetector) -> None:
+    batch, whole = chips(1, 96, 96), sizes((96, 96))
+    (every,), _ = detector(batch, whole, min_score=0.0, nms_iou=0.99)
+    assert every.scores.tolist() == sorted(every.scores.tolist(), reverse=True)
+    least = float(every.scores[len(every.scores) // 2])
+    (some,), _ = detector(batch, whole, min_score=least, nms_iou=0.99)
+    assert (some.scores >= least).all()
+    (few,), _ = detector(batch, whole, min_score=0.0, nms_iou=0.99, max_detections=5)
+    assert torch.equal(few.scores, every.scores[:5])
+    (apart,), _ = detector(batch, whole, min_score=0.0, nms_iou=0.3)
+    for label in range(CLASSES):
+        boxes = apart.boxes[apart.labels == label]
+        assert box_iou(boxes, boxes).triu(1).max() <= 0.3 + 1e-6
+    (none,), _ = detector(batch, whole, min_score=1.1)
+    assert none.boxes.shape == (0, 4)
+    assert none.scores.shape == none.labels.shape == (0,)
+
+
+def close(a: Output, b: Output) -> None:
+    torch.testing.assert_close(a.scores, b.scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(a.boxes, b.boxes, atol=1e-3, rtol=0)
+    assert torch.equal(a.labels, b.labels)
+
+
+def test_a_chip_alone_is_as_in_a_batch(detector: AutoFocusDetector) -> None:
+    batch = chips(3, 96, 64)
+    whole = sizes((96, 64), (90, 50), (60, 64))
+    together, focus = detector(batch, whole, min_score=0.02)
+    for i in range(3):
+        (alone,), own = detector(batch[i : i + 1], whole[i : i + 1], min_score=0.02)
+        close(alone, together[i])
+        torch.testing.assert_close(own[0], focus[i], atol=1e-4, rtol=0)
+    backwards, _ = detector(batch.flip(0), whole.flip(0), min_score=0.02)
+    for one, other in zip(together, reversed(backwards), strict=True):
+        close(one, other)
+
+
+def test_inference_keeps_no_gradient(detector: AutoFocusDetector) -> None:
+    outputs, focus = detector(chips(1, 32, 32), sizes((32, 32)))
+    assert not focus.requires_grad
+    assert not outputs[0].boxes.requires_grad
+
+
+# ---- learning
+
+OBJECTS = np.array([[20, 30, 60, 54], [80, 20, 110, 84]], np.float32)
+LEARNING = OptimRule(60, 5e-3, 0.0, 5, 10.0, 0.9, {"class": 1, "box": 2, "focus": 1}, False)
+
+
+@pytest.fixture(scope="module")
+def taught() -> tuple[AutoFocusDetector, Tensor, Tensor]:
+    """A small detector after 60 steps on one chip -> (detector, chip, the chip's boxes)."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    image = rng.integers(90, 130, (128, 128, 3)).astype(np.uint8)
+    for (x0, y0, x1, y1), colour in zip(OBJECTS.astype(int), (240, 20), strict=True):
+        image[y0:y1, x0:x1] = colour
+    labelled = LabelledImage(image, OBJECTS, np.array([0, 2], np.int32), np.zeros(2, bool))
+    rule = SampleRule((Scale(1.0),), FocusRule(), WindowRule(128), 0.0)
+    sample = draw_sample(rng, labelled, np.ones(CLASSES), rule)
+    images, targets = collate([sample])
+    detector = AutoFocusDetector(CLASSES, width=0.25, channels=32, head_depth=1)
+    # One chip gives no statistics worth averaging: normalise by its own, learned at once.
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.3
+    model = LossModule(detector)
+    optimizer = build_optimizer(model, LEARNING)
+    first = last = 0.0
+    for step in range(LEARNING.steps):
+        losses = train_step(model, optimizer, images, targets, LEARNING, step)
+        first, last = first or losses["total"], losses["total"]
+    assert last < first / 4
+    return detector.eval(), images, targets.boxes[0]
+
+
+def test_one_chip_can_be_learned(taught: tuple[AutoFocusDetector, Tensor, Tensor]) -> None:
+    detector, images, wanted = taught
+    (found,), focus = detector(images, sizes((128, 128)), min_score=0.3)
+    iou = box_iou(wanted, found.boxes)
+    assert (iou.max(1).values > 0.7).all()
+    best = found.labels[iou.argmax(1)]
+    assert sorted(best.tolist()) == [0, 2]
+    assert float(focus.max()) > 0.6
+    assert float(focus.min()) < 0.3
+
+
+@pytest.mark.parametrize("canvas", [(128, 160), (192, 192), (256, 512)])
+def test_padding_keeps_the_detections(
+    taught: tuple[AutoFocusDetector, Tensor, Tensor], canvas: tuple[int, int]
+) -> None:
+    """No statistic covers the canvas: only what borders on the grey can change, a little."""
+    detector, images, wanted = taught
+    (alone,), own_focus = detector(images, sizes((128, 128)), min_score=0.3)
+    (found,), focus = detector(padded(images, *canvas), sizes((128, 128)), min_score=0.3)
+    iou, index = box_iou(wanted, found.boxes).max(1)
+    assert (iou > 0.7).all()
+    assert sorted(found.labels[index].tolist()) == [0, 2]
+    assert torch.equal(found.labels, alone.labels)
+    torch.testing.assert_close(found.boxes, alone.boxes, atol=1.5, rtol=0)
+    torch.testing.assert_close(found.scores, alone.scores, atol=0.1, rtol=0)
+    assert focus.shape == (1, canvas[0] // 16, canvas[1] // 16)
+    torch.testing.assert_close(focus[:, :8, :8], own_focus, atol=0.15, rtol=0)
+
+
+def test_far_padding_changes_nothing(taught: tuple[AutoFocusDetector, Tensor, Tensor]) -> None:
+    """Grey beyond the receptive field is not seen: a larger canvas gives the same numbers."""
+    detector, images, _ = taught
+    (near,), _ = detector(padded(images, 512, 512), sizes((128, 128)), min_score=0.3)
+    (far,), _ = detector(padded(images, 768, 1024), sizes((128, 128)), min_score=0.3)
+    close(near, far)

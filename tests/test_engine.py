@@ -1,0 +1,272 @@
+"""Batches, the learning rate and single training steps."""
+
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from af_pipeline.engine import (
+    LossModule,
+    NonFiniteLossError,
+    OptimRule,
+    batches,
+    build_average,
+    build_optimizer,
+    collate,
+    learning_rate,
+    move,
+    train_step,
+)
+from af_pipeline.focus import FocusRule
+from af_pipeline.model.losses import Targets
+from af_pipeline.samples import LabelledImage, Sample, SampleRule, draw_sample
+from af_pipeline.scales import Scale
+from af_pipeline.sniper import WindowRule
+
+RULE = SampleRule((Scale(1.0),), FocusRule(), WindowRule(64), 0.0)
+
+
+def optim_rule(**changes: Any) -> OptimRule:
+    weights = {"class": 1.0, "box": 2.0}
+    plain: dict[str, Any] = {"steps": 100, "lr": 0.1, "weight_decay": 0.0, "warmup_steps": 10}
+    plain |= {"clip_norm": 10.0, "ema_decay": 0.9, "weights": weights, "bf16": False}
+    return OptimRule(**(plain | changes))
+
+
+def sample(number: int, boxes: int | None = None) -> Sample:
+    rng = np.random.default_rng(number)
+    count = int(rng.integers(0, 4)) if boxes is None else boxes
+    corner = rng.uniform(0, 30, (count, 2))
+    labelled = LabelledImage(
+        rng.integers(0, 256, (64, 64, 3)).astype(np.uint8),
+        np.hstack([corner, corner + 30]).astype(np.float32),
+        rng.integers(0, 3, count).astype(np.int32),
+        np.zeros(count, bool),
+    )
+    return draw_sample(rng, labelled, np.ones(3), RULE)
+
+
+class Stream:
+    """Samples by number; remembers who asked."""
+
+    def __init__(self, fail_at: int = -1, error: BaseException | None = None) -> None:
+        self.fail_at, self.error = fail_at, error
+        self.asked: list[int] = []
+
+    def sample(self, number: int) -> Sample:
+        self.asked.append(number)
+        if number == self.fail_at:
+            raise self.error or ValueError("broken.jpg cannot be decoded")
+        return sample(number)
+
+
+def made(stream: Stream, *args: int) -> Iterator[tuple[Tensor, Targets]]:
+    return batches(stream, *args)  # type: ignore[arg-type]
+
+
+# ---- collate and batches
+
+
+def test_collate_pads_to_the_most_boxes() -> None:
+    samples = [sample(0, 2), sample(1, 0), sample(2, 3)]
+    images, targets = collate(samples)
+    assert images.shape == (3, 3, 64, 64)
+    assert images.dtype == torch.uint8
+    assert targets.boxes.shape == (3, 3, 4)
+    assert targets.labels.shape == targets.valid.shape == targets.ignored.shape == (3, 3)
+    assert targets.labels.dtype == targets.focus.dtype == torch.int64
+    assert targets.boxes.dtype == torch.float32
+    assert targets.focus.shape == (3, 4, 4)
+    for i, one in enumerate(samples):
+        np.testing.assert_array_equal(images[i].permute(1, 2, 0).numpy(), one.image)
+        count = len(one.boxes.boxes)
+        np.testing.assert_array_equal(targets.boxes[i, :count].numpy(), one.boxes.boxes)
+        np.testing.assert_array_equal(targets.valid[i, :count].numpy(), one.boxes.valid)
+        assert not targets.valid[i, count:].any()
+        assert not targets.ignored[i, count:].any()
+    again = move(targets, torch.device("cpu"))
+    assert torch.equal(again.boxes, targets.boxes)
+
+
+def test_collate_without_any_box() -> None:
+    _, targets = collate([sample(0, 0), sample(1, 0)])
+    assert targets.boxes.shape == (2, 0, 4)
+
+
+def chips_of(images: Tensor) -> list[bytes]:
+    return sorted(image.numpy().tobytes() for image in images)
+
+
+def test_workers_share_out_the_batches_of_one() -> None:
+    alone = [chips_of(images) for images, _ in made(Stream(), 2, 5, 6, 0, 1)]
+    for world in (2, 3):
+        workers = [list(made(Stream(), 2, 5, 6, rank, world)) for rank in range(world)]
+        for step in range(3):
+            together = torch.cat([worker[step][0] for worker in workers])
+            assert chips_of(together) == alone[step]
+
+
+def test_a_resumed_run_goes_on() -> None:
+    whole = [chips_of(images) for images, _ in made(Stream(), 0, 4, 2, 0, 1)]
+    rest = [chips_of(images) for images, _ in made(Stream(), 2, 4, 2, 0, 1)]
+    assert whole[2:] == rest
+    assert list(made(Stream(), 4, 4, 2, 0, 1)) == []
+
+
+def test_a_batch_must_divide() -> None:
+    with pytest.raises(ValueError, match="global_batch 8 must be a multiple of 3 workers"):
+        next(made(Stream(), 0, 1, 8, 0, 3))
+
+
+def test_an_error_reaches_the_consumer() -> None:
+    stream = Stream(fail_at=5)
+    steps = made(stream, 0, 10, 2, 0, 1)
+    next(steps)
+    next(steps)
+    with pytest.raises(ValueError, match=r"broken\.jpg"):
+        next(steps)
+
+
+def sample_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "sample-stream"]
+
+
+@pytest.mark.parametrize("fail_at", [-1, 5])
+def test_a_consumer_that_leaves_ends_the_thread(fail_at: int) -> None:
+    before = sample_threads()
+    stream = Stream(fail_at)
+    steps = made(stream, 0, 1000, 1, 0, 1)
+    next(steps)
+    started = [t for t in sample_threads() if t not in before]
+    assert len(started) == 1
+    if fail_at > 0:  # the error waits behind a full queue
+        while fail_at not in stream.asked:
+            started[0].join(0.01)
+    steps.close()  # type: ignore[attr-defined]
+    started[0].join(5)
+    assert not started[0].is_alive()
+    assert len(stream.asked) < 20
+
+
+# ---- the learning rate
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    rule = optim_rule()
+    rates = [learning_rate(step, rule) for step in range(100)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[9] == rates[10] == max(rates) == pytest.approx(0.1)
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.1 * (0.01 + 0.99 / 2))
+    assert learning_rate(100, rule) == learning_rate(500, rule) == pytest.approx(0.001)
+
+
+def test_learning_rate_without_warmup_or_decay() -> None:
+    assert learning_rate(0, optim_rule(warmup_steps=0)) == pytest.approx(0.1)
+    short = optim_rule(steps=5, warmup_steps=10)
+    assert [learning_rate(s, short) for s in range(5)] == pytest.approx(
+        [0.01 * (s + 1) for s in range(5)]
+    )
+
+
+# ---- one step
+
+
+class Line(nn.Module):
+    """A model of two weights whose parts are what the test says they are."""
+
+    def __init__(self, parts: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[1.0, 2.0]]))
+        self.parts = parts
+
+    def forward(self, batch: Tensor, targets: Targets) -> dict[str, Tensor]:
+        return self.parts(self.weight)
+
+
+def step(model: nn.Module, rule: OptimRule, number: int = 50) -> dict[str, float]:
+    optimizer = build_optimizer(model, rule)
+    return train_step(model, optimizer, torch.zeros(1), SimpleNamespace(), rule, number)  # type: ignore[arg-type]
+
+
+def test_a_step_weighs_the_parts_and_goes_downhill() -> None:
+    model = Line(lambda w: {"class": w.sum(), "box": (w**2).sum()})
+    losses = step(model, optim_rule())
+    assert losses == pytest.approx({"class": 3, "box": 5, "total": 13})
+    assert (model.weight < torch.tensor([[1.0, 2.0]])).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_its_parts(value: float) -> None:
+    model = Line(lambda w: {"class": w.sum(), "box": w.sum() * value})
+    with pytest.raises(NonFiniteLossError, match=r"step 50.*'class': 3\.0.*'box': (nan|inf)"):
+        step(model, optim_rule())
+    assert model.weight.tolist() == [[1, 2]]
+    assert model.weight.grad is None
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights() -> None:
+    # finite loss, infinite slope: sqrt at 0
+    model = Line(lambda w: {"class": (w - w.detach()).abs().sum().sqrt() + w.sum()})
+    with pytest.raises(NonFiniteLossError, match="gradient"):
+        step(model, optim_rule())
+    assert model.weight.tolist() == [[1, 2]]
+
+
+def test_gradients_are_clipped() -> None:
+    model = Line(lambda w: {"class": 1e6 * w.sum()})
+    step(model, optim_rule(clip_norm=1.0))
+    assert float(model.weight.grad.norm()) == pytest.approx(1, rel=1e-3)  # type: ignore[union-attr]
+
+
+def test_norms_and_biases_are_not_decayed() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    groups = build_optimizer(model, optim_rule(weight_decay=0.05)).param_groups
+    assert [len(group["params"]) for group in groups] == [1, 3]
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+
+
+def averaged(steps: int) -> tuple[float, float]:
+    """A weight and a statistic that are 0, then 1 for ``steps`` steps -> their averages."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    average = build_average(model, 0.9)
+    values = model[0].weight, model[1].running_mean
+    for step in range(steps + 1):
+        with torch.no_grad():
+            for value in values:
+                value.fill_(min(step, 1))
+        average.update_parameters(model)
+    state = average.module.state_dict()
+    return float(state["0.weight"][0]), float(state["1.running_mean"][0])
+
+
+def test_the_average_follows_weights_and_statistics() -> None:
+    shares = [1 - averaged(steps)[0] for steps in (0, 1, 2, 100, 101)]
+    assert [averaged(steps)[1] for steps in (0, 1, 2)] == pytest.approx(
+        [1 - share for share in shares[:3]]
+    )
+    assert shares[0] == 1
+    assert shares[1] == pytest.approx(2 / 11)  # a short run is not mostly its first weights
+    assert shares[2] == pytest.approx(2 / 11 * 3 / 12)
+    assert shares[4] < 1e-4
+
+
+def test_the_average_ends_at_its_decay() -> None:
+    model = nn.Linear(1, 1)
+    average = build_average(model, 0.9)
+    for value in [0.0] * 200 + [1.0]:
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx(0.1)
+
+
+def test_the_loss_module_is_the_detectors_losses() -> None:
+    detector = nn.Linear(1, 1)
+    detector.losses = lambda batch, targets: {"class": batch + targets}  # type: ignore[assignment]
+    assert LossModule(detector)(1, 2) == {"class": 3}  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""Plans: the modes differ only in the scales that run and in where chips come from."""
+
+from typing import Any
+
+from af_pipeline.focus import ChipRule
+from af_pipeline.lanes import make_lanes
+from af_pipeline.plans import build_plan
+from af_pipeline.scales import Scale
+from af_pipeline.settings import IndexConfig
+from af_pipeline.stacking import StackRule
+
+PYRAMID = (
+    Scale(0.5, valid_low=72, valid_high=-1),
+    Scale(1.0, valid_low=34, valid_high=90),
+    Scale(2.0, valid_low=-1, valid_high=46),
+)
+
+
+def config(**changes: Any) -> IndexConfig:
+    tree: dict[str, Any] = {
+        "pyramid": [
+            {"factor": 0.5, "valid_range": [72, -1]},
+            {"factor": 1.0, "valid_range": [34, 90]},
+            {"factor": 2.0, "valid_range": [-1, 46]},
+        ],
+        "focus": [{"threshold": 0.3, "merge": "paper"}, {"min_size": 64}],
+        "lanes": {"sides": [256, 512], "overlap": 96, "batch_pixels": 7},
+    }
+    return IndexConfig.model_validate(tree | changes)
+
+
+def test_autofocus_takes_chips_from_the_focus_maps() -> None:
+    plan = build_plan(config())
+    assert plan.scales == plan.pyramid == PYRAMID
+    assert plan.rules == (
+        ChipRule(0.3, 3, 128, "paper", 4096),
+        ChipRule(0.1, 3, 64, "cost", 4096),
+    )
+    assert plan.lanes == make_lanes((256, 512))
+    assert (plan.overlap, plan.batch_pixels, plan.border) == (96, 7, 4)
+
+
+def test_pyramid_sends_every_scale_on_whole() -> None:
+    plan = build_plan(config(mode="pyramid"))
+    assert plan.scales == plan.pyramid == PYRAMID
+    assert plan.rules == (None, None)
+    assert build_plan(config(mode="pyramid", focus=[])) == plan
+
+
+def test_whole_runs_the_coarsest_scale_for_every_size() -> None:
+    plan = build_plan(config(mode="whole"))
+    assert plan.scales == (Scale(0.5, valid_low=-1, valid_high=-1),)
+    assert plan.rules == ()
+    assert plan.pyramid == PYRAMID  # what it is compared with
+
+
+def test_one_scale_needs_no_focus() -> None:
+    plan = build_plan(config(pyramid=[{"min_side": 480, "max_side": 512}], focus=[]))
+    assert plan.scales == (Scale(None, 480, 512),)
+    assert plan.rules == ()
+
+
+def test_every_field_of_the_stacking_arrives() -> None:
+    stack = {
+        "method": "hard",
+        "sigma": 0.7,
+        "iou": 0.3,
+        "min_score": 0.2,
+        "max_detections": 11,
+        "class_agnostic": True,
+        "border": 9,
+    }
+    plan = build_plan(config(stack=stack))
+    assert plan.stack == StackRule("hard", 0.7, 0.3, 0.2, 11, True)
+    assert plan.border == 9

@@ -1,0 +1,140 @@
+"""The torch predictor: padding is grey, costs are counted, answers keep to their crop."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from af_pipeline.lanes import Lane
+from af_pipeline.model.checkpoint import (
+    CheckpointError,
+    CheckpointInfo,
+    build_detector,
+    save_checkpoint,
+)
+from af_pipeline.model.detector import PAD_VALUE, AutoFocusDetector
+from af_pipeline.predict import DeviceError, TorchPredictor, load_predictor, pad_batch, pick_device
+
+LANE = Lane(160, 192)
+CPU = torch.device("cpu")
+MODEL = {"backbone": "mobilenet_v2", "width": 0.25, "channels": 16, "head_depth": 1}
+
+
+def crops(*sizes: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def detector() -> AutoFocusDetector:
+    """Untrained, but with spread scores, so that there is much to find."""
+    torch.manual_seed(0)
+    made = build_detector(MODEL, 3)
+    for conv in (made.head.class_logits, made.head.box_distances):
+        torch.nn.init.normal_(conv.weight, std=0.2)
+    return made.eval()
+
+
+# ---- padding
+
+
+def test_a_batch_is_padded_grey_to_the_right_and_below() -> None:
+    given = crops((40, 70), (33, 20), (1, 1))
+    batch = pad_batch(given, None)
+    assert batch.shape == (3, 64, 96, 3)
+    assert batch.dtype == np.uint8
+    for canvas, crop in zip(batch, given, strict=True):
+        height, width = crop.shape[:2]
+        np.testing.assert_array_equal(canvas[:height, :width], crop)
+        assert (canvas[height:] == PAD_VALUE).all()
+        assert (canvas[:, width:] == PAD_VALUE).all()
+
+
+def test_the_canvas_is_a_multiple_of_32() -> None:
+    assert pad_batch(crops((64, 96)), None).shape == (1, 64, 96, 3)
+    assert pad_batch(crops((65, 96)), None).shape == (1, 96, 96, 3)
+    assert pad_batch(crops((10, 10)), (128, 160)).shape == (1, 128, 160, 3)
+    assert pad_batch(crops((10, 10)), (100, 160)).shape == (1, 128, 160, 3)
+
+
+# ---- devices
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(DeviceError, match="device=cuda, but torch sees no GPU here: use"):
+        pick_device("cuda")
+
+
+# ---- predictions
+
+
+@pytest.mark.parametrize("pad_to_lane", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_prediction_fits_its_crop(
+    detector: AutoFocusDetector, pad_to_lane: bool, bf16: bool
+) -> None:
+    given = crops((160, 192), (90, 41), (33, 130), (1, 1))
+    predictor = TorchPredictor(detector, CPU, bf16, pad_to_lane, min_score=0.0)
+    answers = predictor(given, LANE)
+    assert len(answers) == len(given)
+    for crop, answer in zip(given, answers, strict=True):
+        height, width = crop.shape[:2]
+        count = len(answer.boxes)
+        assert (count > 0) == (min(height, width) > 4)  # no point lies in less
+        assert answer.boxes.shape == (count, 4)
+        assert answer.scores.shape == answer.labels.shape == (count,)
+        assert answer.boxes.dtype == answer.scores.dtype == answer.focus.dtype == np.float32
+        assert answer.labels.dtype == np.int32
+        assert (answer.boxes[:, :2] >= 0).all()
+        assert (answer.boxes[:, 2:] <= [width, height]).all()
+        assert answer.focus.shape == (10, 12)
+        assert ((answer.focus >= 0) & (answer.focus <= 1)).all()
+        assert answer.padded == 160 * 192 - height * width
+
+
+def test_padding_to_the_lane_changes_shapes_alone(detector: AutoFocusDetector) -> None:
+    """Of a crop alone: its own canvas is smaller, its answer covers the same cells."""
+    (crop,) = crops((70, 50))
+    (alone,) = TorchPredictor(detector, CPU, False)([crop], LANE)
+    (padded,) = TorchPredictor(detector, CPU, False, pad_to_lane=True)([crop], LANE)
+    assert alone.focus.shape == (6, 4)
+    assert padded.focus.shape == (10, 12)
+    assert alone.padded == 96 * 64 - 70 * 50
+    assert padded.padded == 160 * 192 - 70 * 50
+    for answer in (alone, padded):
+        assert answer.focus[: -(-70 // 16), : -(-50 // 16)].shape == (5, 4)
+        assert (answer.boxes[:, 2:] <= [50, 70]).all()
+    np.testing.assert_allclose(padded.focus[:3, :2], alone.focus[:3, :2], atol=0.1)
+
+
+def test_thresholds_reach_the_detector(detector: AutoFocusDetector) -> None:
+    (crop,) = crops((96, 96))
+    (every,) = TorchPredictor(detector, CPU, False, min_score=0.0, nms_iou=0.99)([crop], LANE)
+    least = float(np.median(every.scores))
+    (some,) = TorchPredictor(detector, CPU, False, min_score=least, nms_iou=0.99)([crop], LANE)
+    assert 0 < len(some.scores) < len(every.scores)
+    assert (some.scores >= least).all()
+    (apart,) = TorchPredictor(detector, CPU, False, min_score=0.0, nms_iou=0.1)([crop], LANE)
+    assert len(apart.scores) < len(every.scores)
+    (none,) = TorchPredictor(detector, CPU, False, min_score=1.1)([crop], LANE)
+    assert none.boxes.shape == (0, 4)
+
+
+def test_a_predictor_from_a_checkpoint(detector: AutoFocusDetector, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, detector.state_dict(), CheckpointInfo(MODEL, ("a", "b", "c"), {}))
+    loaded = load_predictor(str(path), "cpu", bf16=False)
+    given = crops((64, 96))
+    (one,), (two,) = loaded(given, LANE), TorchPredictor(detector, CPU, False)(given, LANE)
+    np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
+    np.testing.assert_allclose(one.focus, two.focus, atol=1e-4)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_predictor(str(tmp_path / "none.safetensors"), "cpu")
