@@ -150,7 +150,7 @@ def _report(
     detector, average, optimizer = parts
     with tempfile.TemporaryDirectory() as folder:
         info = CheckpointInfo(
-            config.model.model_dump(), names, {"step": step, "config": dump_config(config)}
+            config.model.model_dump(), names, {"step": step, "config": portable(config)}
         )
         save_checkpoint(Path(folder) / MODEL_FILE, average.module.state_dict(), info)
         state = {
@@ -161,6 +161,16 @@ def _report(
         }
         torch.save(state, Path(folder) / STATE_FILE)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def portable(config: TrainConfig) -> dict[str, Any]:
+    """The resolved config without this machine's folders, to travel with the weights."""
+    tree = dump_config(config)
+    for key in ("train", "val", "images"):
+        if tree["data"][key]:
+            tree["data"][key] = Path(tree["data"][key]).name
+    tree["run"]["output"] = Path(tree["run"]["output"]).name
+    return tree
 
 
 class Progress:
