@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,12 +49,15 @@ def split_axis(length: int, limit: int, overlap: int) -> list[tuple[int, int]]:
         return [(0, length)]
     if limit - overlap < 3 * TILE_STEP:
         raise ValueError(f"overlap {overlap} leaves no step for tiles of {limit} px")
-    count = -(-(length - overlap) // (limit - overlap - 2 * TILE_STEP))
-    # Even pieces, no larger than needed; two steps of slack pay for rounding the starts.
-    size = -(-(length + (count - 1) * overlap) // count) + TILE_STEP
-    stride = (length - size) / (count - 1)
-    starts = [int(i * stride // TILE_STEP) * TILE_STEP for i in range(count)]
-    return [(s, length if i == count - 1 else s + size) for i, s in enumerate(starts)]
+    for count in itertools.count(2):
+        size = -(-(length + (count - 1) * overlap) // count)
+        last = -(-(length - size) // TILE_STEP) * TILE_STEP
+        starts = [i * last // (count - 1) // TILE_STEP * TILE_STEP for i in range(count)]
+        ends = [min(start + overlap, length) for start in starts[1:]] + [length]
+        pieces = list(zip(starts, ends, strict=True))
+        if all(end - start <= limit for start, end in pieces):
+            return pieces
+    raise AssertionError("unreachable: pieces shrink as their number grows")
 
 
 def tile_rects(height: int, width: int, side: int, overlap: int) -> NDArray[np.int64]:

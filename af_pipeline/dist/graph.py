@@ -92,12 +92,7 @@ def build_graph(
     rows_per_block: int,
     progress: Any = None,
 ) -> Dataset:
-    """The lazy dataset from manifest to finished rows; nothing runs yet.
-
-    With one row a block an actor gets one block at a time: those that wait at an actor whose
-    process dies are lost with it, and here the culprit is to be told from its neighbours.
-    """
-    in_flight = 1 if rows_per_block == 1 else None
+    """The lazy dataset from manifest to finished rows; nothing runs yet."""
     cpus = config.ray.task_cpus
     rows = ray.data.read_parquet(str(manifest), num_cpus=cpus)
     rows = rows.repartition(target_num_rows_per_block=rows_per_block)
@@ -109,7 +104,7 @@ def build_graph(
             fn_constructor_args=arguments,
             batch_format="pyarrow",
             batch_size=rows_per_block,
-            compute=ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=in_flight),
+            compute=ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
             **FAULTS,

@@ -20,7 +20,8 @@ from tests.dist.planted import (
     table,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+# Every death costs a new worker process, which takes long where other jobs hold the cores.
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.usefixtures("cluster")]
 
 
 # Each death costs a restart, so there are no more scales than needed.
