@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with ray_session(config.ray.address):
             outcome = index(config)
-    except ValueError as error:  # sources, outputs, checkpoints and devices all raise kinds of it
+    except (ValueError, ConnectionError) as error:  # every kind of input that cannot be used
         return refused(error)
     print(summary(outcome))
     if outcome.error_rate > config.max_error_rate:

@@ -11,7 +11,7 @@ from af_pipeline.settings import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train, name the checkpoint; exit code 2 for bad input."""
+    """Parse, train, name the checkpoint; exit code 1 if it fails, 2 for bad input."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="YAML file, see configs/train")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
@@ -22,12 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     from af_pipeline.dist.session import ray_session
-    from af_pipeline.dist.trainer import train
+    from af_pipeline.dist.trainer import TrainError, train
 
     try:
         with ray_session(None, dashboard=True):
             path = train(config)
-    except ValueError as error:
+    except TrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"checkpoint: {path}")

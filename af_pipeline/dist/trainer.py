@@ -6,13 +6,12 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch.optim.swa_utils import AveragedModel
 
@@ -30,7 +29,7 @@ from af_pipeline.engine import (
     move,
     train_step,
 )
-from af_pipeline.model.checkpoint import CheckpointInfo, build_detector, save_checkpoint
+from af_pipeline.model.checkpoint import CheckpointInfo, build_detector, load_detector, save_checkpoint
 from af_pipeline.samples import SampleRule
 from af_pipeline.settings import TrainConfig
 from af_pipeline.sniper import WindowRule
@@ -244,17 +243,30 @@ def train(config: TrainConfig) -> Path:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    return export(config, trainer.fit())
+    try:
+        return export(config, trainer.fit())
+    except TrainingFailedError as error:
+        raise TrainError(_reason(error)) from error
+
+
+class TrainError(RuntimeError):
+    """Training ended without a model; the message carries the worker's own error."""
+
+
+def _reason(error: TrainingFailedError) -> str:
+    """The first worker's last error line, which says more than the stack around it."""
+    failures = getattr(error, "worker_failures", {})
+    cause = next(iter(failures.values()), error)
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return f"training failed: {lines[-1].strip() if lines else repr(cause)}"
 
 
 def export(config: TrainConfig, result: Result) -> Path:
     """Copy the last checkpoint's model out of Ray Train's folders."""
-    from af_pipeline.model.checkpoint import load_detector
-
     if result.checkpoint is None:
-        raise RuntimeError(f"training {config.run.name} left no checkpoint: {result.error}")
+        raise TrainError(f"training {config.run.name} left no checkpoint: {result.error}")
     target = run_folder(config) / f"{config.run.name}.safetensors"
     with result.checkpoint.as_directory() as folder:
         detector, info = load_detector(Path(folder) / MODEL_FILE)
-    save_checkpoint(target, detector.state_dict(), replace(info))
+    save_checkpoint(target, detector.state_dict(), info)
     return target
