@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ def build_graph(
     rows = rows.repartition(target_num_rows_per_block=rows_per_block)
     for scale, pool in enumerate(pools):
         base = CoarseStage if scale == 0 else DetectStage
-        arguments = (settings,) if scale == 0 else (settings, scale)
+        own = replace(settings, threads=pool.threads)
+        arguments = (own,) if scale == 0 else (own, scale)
         rows = rows.map_batches(
             stage_class(base, pool.name),
             fn_constructor_args=arguments,

@@ -110,9 +110,7 @@ def index(
     }
     run_id = f"{config_hash(config, NOT_IDENTITY)}-{detector.identity[:8]}"
     pools = plan_pools(config, len(build_plan(config).scales), ray.cluster_resources()["CPU"])
-    settings = StageSettings(
-        build_plan(config), detector, config.source.max_pixels, max(pool.threads for pool in pools)
-    )
+    settings = StageSettings(build_plan(config), detector, config.source.max_pixels)
     images = open_source(config.source.uri, config.source.images)
     first = next(images)  # a source without images is told before the output is touched
     folder.open(identity)
