@@ -115,6 +115,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Human-readable differences of two JSON trees."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = (dict(enumerate(values)) for values in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in sorted(set(old) | set(new)):
