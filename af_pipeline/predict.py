@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from af_pipeline.cascade import Prediction
 from af_pipeline.lanes import Lane
 from af_pipeline.model.checkpoint import load_detector
-from af_pipeline.model.detector import INPUT_MULTIPLE, PAD_VALUE, AutoFocusDetector
+from af_pipeline.model.detector import INPUT_MULTIPLE, AutoFocusDetector
 from af_pipeline.model.fold import folded
+from af_pipeline.samples import PAD_VALUE
 
 
 class DeviceError(ValueError):

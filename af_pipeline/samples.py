@@ -16,7 +16,7 @@ from af_pipeline.focus import FocusRule, focus_labels
 from af_pipeline.scales import Scale
 from af_pipeline.sniper import ChipBoxes, ChipWindow, WindowRule, boxes_in_window, sample_window
 
-PAD_VALUE = 114
+PAD_VALUE = 114  # grey used for padding, near the mean of natural images
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from af_pipeline.model.checkpoint import (
     build_detector,
     save_checkpoint,
 )
-from af_pipeline.model.detector import PAD_VALUE, AutoFocusDetector
+from af_pipeline.model.detector import AutoFocusDetector
 from af_pipeline.predict import DeviceError, TorchPredictor, load_predictor, pad_batch, pick_device
+from af_pipeline.samples import PAD_VALUE
 
 LANE = Lane(160, 192)
 CPU = torch.device("cpu")

@@ -109,8 +109,9 @@ def index(
         "class_names": list(detector.class_names),
     }
     run_id = f"{config_hash(config, NOT_IDENTITY)}-{detector.identity[:8]}"
-    pools = plan_pools(config, len(build_plan(config).scales), ray.cluster_resources()["CPU"])
-    settings = StageSettings(build_plan(config), detector, config.source.max_pixels)
+    plan = build_plan(config)
+    pools = plan_pools(config, len(plan.scales), ray.cluster_resources()["CPU"])
+    settings = StageSettings(plan, detector, config.source.max_pixels)
     images = open_source(config.source.uri, config.source.images)
     first = next(images)  # a source without images is told before the output is touched
     folder.open(identity)

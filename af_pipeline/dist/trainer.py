@@ -11,7 +11,14 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch.optim.swa_utils import AveragedModel
 
@@ -29,7 +36,12 @@ from af_pipeline.engine import (
     move,
     train_step,
 )
-from af_pipeline.model.checkpoint import CheckpointInfo, build_detector, load_detector, save_checkpoint
+from af_pipeline.model.checkpoint import (
+    CheckpointInfo,
+    build_detector,
+    load_detector,
+    save_checkpoint,
+)
 from af_pipeline.samples import SampleRule
 from af_pipeline.settings import TrainConfig
 from af_pipeline.sniper import WindowRule

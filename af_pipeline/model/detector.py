@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, batched_nms
 
 from af_pipeline.model.backbones import STRIDES, build_backbone
-from af_pipeline.model.heads import FOCUS_STRIDE, DenseHead, FocusHead
+from af_pipeline.model.heads import DenseHead, FocusHead
 from af_pipeline.model.losses import Targets, detection_losses, focus_loss
 
 INPUT_MULTIPLE = 32  # network input sides must be multiples of the coarsest stride
-PAD_VALUE = 114  # grey used for padding, near the mean of natural images
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255, torchvision's ImageNet statistics
 PIXEL_STD = (58.395, 57.12, 57.375)
 
@@ -153,4 +152,4 @@ def _head_of(output: Output, count: int) -> Output:
     return Output(output.boxes[:count], output.scores[:count], output.labels[:count])
 
 
-__all__ = ["FOCUS_STRIDE", "INPUT_MULTIPLE", "PAD_VALUE", "AutoFocusDetector", "Output"]
+__all__ = ["INPUT_MULTIPLE", "AutoFocusDetector", "Output"]

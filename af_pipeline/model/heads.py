@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-FOCUS_STRIDE = 16  # input px of one FocusPixel, AutoFocus §3.1
-
 
 class Tower(nn.Module):
     """3x3 convolutions shared by all levels, with batch norms of their own for each level.

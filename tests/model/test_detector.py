@@ -8,8 +8,8 @@ from torchvision.ops import box_iou
 
 from af_pipeline.engine import LossModule, OptimRule, build_optimizer, collate, train_step
 from af_pipeline.focus import FocusRule
-from af_pipeline.model.detector import PAD_VALUE, AutoFocusDetector, Output
-from af_pipeline.samples import LabelledImage, SampleRule, draw_sample
+from af_pipeline.model.detector import AutoFocusDetector, Output
+from af_pipeline.samples import PAD_VALUE, LabelledImage, SampleRule, draw_sample
 from af_pipeline.scales import Scale
 from af_pipeline.sniper import WindowRule
 
