@@ -123,6 +123,14 @@ def look(rows: Sequence[ImageRow], scale: int, plan: Plan, predict: Predictor) -
         _advance(row, scale, found, plan)
 
 
+def run_cascade(row: ImageRow, image: NDArray[np.uint8], plan: Plan, predict: Predictor) -> None:
+    """The whole cascade on one decoded image [H, W, 3] RGB, in place."""
+    start_row(row, image, plan)
+    for scale in range(len(plan.scales)):
+        look([row], scale, plan, predict)
+    stack(row, plan.stack)
+
+
 def stack(row: ImageRow, rule: StackRule) -> None:
     """Merge the detections of all scales of one image, in place."""
     found = row.detections

@@ -6,6 +6,7 @@ checkpoint and every output.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -65,6 +66,14 @@ def load_config(kind: type[ConfigT], path: str | Path, overrides: Sequence[str] 
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of keys, found {type(tree).__name__}")
+    return config_from(kind, tree, overrides, str(path))
+
+
+def config_from(
+    kind: type[ConfigT], tree: dict[str, Any], overrides: Sequence[str], origin: str
+) -> ConfigT:
+    """Like `load_config`, from the mapping ``tree``; ``origin`` is what messages call it."""
+    tree = copy.deepcopy(tree)
     seen: set[str] = set()
     for override in overrides:
         key = override.partition("=")[0]
@@ -72,7 +81,7 @@ def load_config(kind: type[ConfigT], path: str | Path, overrides: Sequence[str] 
             raise ConfigError(f"--set {key} is given twice; keep one")
         seen.add(key)
         _apply_override(kind, tree, override)
-    return _validate(kind, tree, str(path))
+    return _validate(kind, tree, origin)
 
 
 def _apply_override(kind: Any, tree: dict[str, Any], override: str) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,24 +17,38 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from af_pipeline.data.training import SampleStream
-from af_pipeline.model.detector import AutoFocusDetector
+from af_pipeline.data.training import ChipStream, StreamState
+from af_pipeline.model.base import Detector
 from af_pipeline.model.losses import Targets
 from af_pipeline.samples import Sample
 
 
 @dataclass(frozen=True)
 class OptimRule:
-    """Plain numbers of the optimiser; see `af_pipeline.settings.OptimConfig`."""
+    """Plain numbers of the optimiser; see `af_pipeline.train_settings.OptimConfig`."""
 
     steps: int
     lr: float
-    weight_decay: float
-    warmup_steps: int
-    clip_norm: float
-    ema_decay: float
-    weights: dict[str, float]
-    bf16: bool
+    weight_decay: float = 0.05
+    warmup_steps: int = 0
+    clip_norm: float = 10.0
+    ema_decay: float = 0.999
+    weights: Mapping[str, float] = field(default_factory=dict)
+    bf16: bool = True
+    optimizer: str = "adamw"
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    step_at: tuple[float, ...] = ()
+    step_factor: float = 0.1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a step: images uint8 [N, 3, K, K]; ``state``: after the whole step."""
+
+    images: Tensor
+    targets: Targets
+    state: StreamState
 
 
 class NonFiniteLossError(RuntimeError):
@@ -39,9 +56,9 @@ class NonFiniteLossError(RuntimeError):
 
 
 class LossModule(nn.Module):
-    """`AutoFocusDetector.losses` as a forward, which is what DDP wraps."""
+    """A detector's ``losses`` as a forward, which is what DDP wraps."""
 
-    def __init__(self, detector: AutoFocusDetector) -> None:
+    def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
 
@@ -57,16 +74,25 @@ def collate(samples: Sequence[Sample]) -> tuple[Tensor, Targets]:
     n = len(samples)
     boxes = np.zeros((n, most, 4), np.float32)
     labels = np.zeros((n, most), np.int64)
-    valid, ignored = np.zeros((2, n, most), bool)
+    valid, ignored, crowd = np.zeros((3, n, most), bool)
     for i, sample in enumerate(samples):
         count = len(sample.boxes.boxes)
         boxes[i, :count] = sample.boxes.boxes
         labels[i, :count] = sample.boxes.labels
         valid[i, :count] = sample.boxes.valid
         ignored[i, :count] = sample.boxes.ignored
-    focus = torch.from_numpy(np.stack([s.focus for s in samples]))
-    tensors = [torch.from_numpy(array) for array in (boxes, labels, valid, ignored)]
-    return images, Targets(tensors[0], tensors[1], tensors[2], tensors[3], focus)
+        crowd[i, :count] = sample.boxes.crowd
+    as_tensor = torch.from_numpy
+    targets = Targets(
+        boxes=as_tensor(boxes),
+        labels=as_tensor(labels),
+        valid=as_tensor(valid),
+        ignored=as_tensor(ignored),
+        crowd=as_tensor(crowd),
+        focus=as_tensor(np.stack([s.focus for s in samples])),
+        ranges=torch.tensor([s.range_px for s in samples], dtype=torch.float32),
+    )
+    return images, targets
 
 
 def move(targets: Targets, device: torch.device) -> Targets:
@@ -74,13 +100,22 @@ def move(targets: Targets, device: torch.device) -> Targets:
     return Targets(**{k: v.to(device, non_blocking=True) for k, v in vars(targets).items()})
 
 
-def batches(
-    stream: SampleStream, start: int, stop: int, global_batch: int, rank: int, world: int
-) -> Iterator[tuple[Tensor, Targets]]:
-    """Batches of steps ``start`` to ``stop`` for one worker, made ahead in a thread."""
+def make_batches(
+    stream: ChipStream,
+    state: StreamState,
+    global_batch: int,
+    rank: int,
+    world: int,
+    threads: int = 2,
+    ahead: int = 4,
+) -> Iterator[Batch]:
+    """Batches of one worker from ``state`` on, made ahead in threads, without end.
+
+    Worker ``rank`` of ``world`` takes every world-th chip of each global batch.
+    """
     if global_batch % world:
         raise ValueError(f"global_batch {global_batch} must be a multiple of {world} workers")
-    ready: queue.Queue = queue.Queue(maxsize=4)
+    ready: queue.Queue = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
 
     def put(item: object) -> None:
@@ -93,18 +128,19 @@ def batches(
 
     def produce() -> None:
         try:
-            for step in range(start, stop):
-                numbers = range(step * global_batch + rank, (step + 1) * global_batch, world)
-                put(collate([stream.sample(number) for number in numbers]))
-                if stopped.is_set():
-                    return
+            with ThreadPoolExecutor(threads, thread_name_prefix="chips") as pool:
+                for item in _pending(stream, state, global_batch, rank, world, pool, ahead):
+                    if stopped.is_set():
+                        pool.shutdown(cancel_futures=True)
+                        return
+                    put(item)
         except BaseException as error:  # carried over to the consumer, which raises it
             put(error)
 
-    thread = threading.Thread(target=produce, daemon=True, name="sample-stream")
+    thread = threading.Thread(target=produce, daemon=True, name="chip-stream")
     thread.start()
     try:
-        for _ in range(start, stop):
+        while True:
             item = ready.get()
             if isinstance(item, BaseException):
                 raise item
@@ -113,22 +149,48 @@ def batches(
         stopped.set()
 
 
+def _pending(
+    stream: ChipStream,
+    state: StreamState,
+    global_batch: int,
+    rank: int,
+    world: int,
+    pool: ThreadPoolExecutor,
+    ahead: int,
+) -> Iterator[Batch]:
+    """Keep the chips of ``ahead`` steps in the making; yield the steps in order."""
+    walk = stream.walk(state)
+    waiting: deque[tuple[list[Future[Sample]], StreamState]] = deque()
+    while True:
+        while len(waiting) < ahead:
+            step = list(islice(walk, global_batch))
+            mine = [pool.submit(stream.sample, ref) for ref, _ in step[rank::world]]
+            waiting.append((mine, step[-1][1]))
+        futures, after = waiting.popleft()
+        images, targets = collate([future.result() for future in futures])
+        yield Batch(images, targets, after)
+
+
 def learning_rate(step: int, rule: OptimRule) -> float:
-    """Linear warm-up, then a half cosine down to 1% of the peak."""
+    """Linear warm-up; then a half cosine down to 1% of the peak, or steps of ``step_factor``."""
     if step < rule.warmup_steps:
         return rule.lr * (step + 1) / rule.warmup_steps
+    if rule.schedule == "step":
+        passed = sum(step >= share * rule.steps for share in rule.step_at)
+        return float(rule.lr * rule.step_factor**passed)
     done = (step - rule.warmup_steps) / max(1, rule.steps - rule.warmup_steps)
     return rule.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def build_optimizer(model: nn.Module, rule: OptimRule) -> torch.optim.Optimizer:
-    """AdamW; biases and norm parameters are not decayed."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": rule.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+    """AdamW or SGD over what is not frozen; biases and norm parameters are not decayed."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in learned if p.ndim > 1], "weight_decay": rule.weight_decay},
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if rule.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rule.lr, momentum=rule.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=rule.lr, fused=True)
 
 
@@ -154,17 +216,19 @@ def train_step(
     rule: OptimRule,
     step: int,
 ) -> dict[str, float]:
-    """One optimiser step; returns the unweighted loss parts and the total.
+    """One optimiser step; returns the unweighted loss parts, ``total`` and ``grad_norm``.
 
-    Raises NonFiniteLossError before the weights are touched.
+    A part without a weight in ``rule.weights`` counts once. Raises NonFiniteLossError, naming
+    the parts, before the weights are touched.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, rule)
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=rule.bf16):
         parts = model(batch, targets)
-    total = torch.stack([parts[name] * rule.weights[name] for name in parts]).sum()
-    numbers = {name: float(value.detach()) for name, value in parts.items()}
-    if not math.isfinite(float(total.detach())):
+    total = torch.stack([parts[name] * rule.weights.get(name, 1.0) for name in parts]).sum()
+    values = torch.stack([value.detach().float() for value in (*parts.values(), total)]).tolist()
+    numbers = dict(zip((*parts, "total"), values, strict=True))
+    if not all(map(math.isfinite, values)):
         raise NonFiniteLossError(f"loss is not finite at step {step}: {numbers}; lower optim.lr")
     optimizer.zero_grad(set_to_none=True)
     total.backward()
@@ -174,4 +238,4 @@ def train_step(
             f"gradient is not finite at step {step}, losses {numbers}; lower optim.lr"
         )
     optimizer.step()
-    return {**numbers, "total": float(total.detach())}
+    return {**numbers, "grad_norm": norm}

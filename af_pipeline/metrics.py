@@ -7,7 +7,7 @@ The matching is pycocotools' own `COCOeval`; only the summary is computed here, 
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,12 +58,12 @@ class Evaluation:
         header = ["class", *SCORE_NAMES, "objects", "detections"]
         rows = [self._row(name, scores, name) for name, scores in self.per_class.items()]
         totals = [str(sum(c.values())) for c in (self.num_ground_truth, self.num_detections)]
-        rows.append(["all", *map(_cell, self.overall.values()), *totals])
-        return _aligned([header, *rows])
+        rows.append(["all", *map(score_cell, self.overall.values()), *totals])
+        return aligned_table([header, *rows])
 
     def _row(self, title: str, scores: Scores, name: str) -> list[str]:
         counts = (self.num_ground_truth[name], self.num_detections[name])
-        return [title, *map(_cell, scores.values()), *map(str, counts)]
+        return [title, *map(score_cell, scores.values()), *map(str, counts)]
 
 
 def evaluate_detections(
@@ -85,21 +85,21 @@ def evaluate_detections(
     if max_dets < 1:
         raise ValueError(f"max_dets is {max_dets}: it must be at least 1")
     check_ground_truth(ground_truth)
-    columns = _columns(detections)
+    columns = detection_columns(detections)
     category_ids = {c["name"]: c["id"] for c in ground_truth["categories"]}
     known = pc.is_in(columns["label"], value_set=pa.array(list(category_ids), pa.string()))
     matched = columns.filter(known)
     labels = Counter(matched["label"].to_pylist())
-    objects = Counter(a["category_id"] for a in ground_truth["annotations"] if not _is_crowd(a))
+    objects = Counter(a["category_id"] for a in ground_truth["annotations"] if not is_crowd(a))
     coco_eval = _run_coco(
         _ground_truth_dataset(ground_truth),
-        _detection_annotations(matched, _image_ids(ground_truth, columns), category_ids),
+        _detection_annotations(matched, coco_image_ids(ground_truth, columns), category_ids),
         max_dets,
         iou_thresholds,
     )
     scores = _scores_by_class(coco_eval)
     return Evaluation(
-        overall={name: _mean(s[name] for s in scores.values()) for name in SCORE_NAMES},
+        overall={name: known_mean(s[name] for s in scores.values()) for name in SCORE_NAMES},
         per_class={name: scores[i] for name, i in category_ids.items()},
         num_ground_truth={name: objects[i] for name, i in category_ids.items()},
         num_detections={name: labels[name] for name in category_ids},
@@ -181,8 +181,11 @@ def _require_unique(kind: str, names: list[Any]) -> None:
         )
 
 
-def _columns(detections: pa.Table | Mapping[str, Any]) -> pa.Table:
-    """The needed columns as a table of strings and float64, checked for finite numbers."""
+def detection_columns(detections: pa.Table | Mapping[str, Any]) -> pa.Table:
+    """DETECTION_COLUMNS as a table of strings and float64.
+
+    Raises ValueError where one is missing or a number is not finite.
+    """
     names = detections.column_names if isinstance(detections, pa.Table) else list(detections)
     missing = [name for name in DETECTION_COLUMNS if name not in names]
     if missing:
@@ -199,7 +202,7 @@ def _columns(detections: pa.Table | Mapping[str, Any]) -> pa.Table:
     return table
 
 
-def _image_ids(ground_truth: Mapping[str, Any], columns: pa.Table) -> dict[str, Any]:
+def coco_image_ids(ground_truth: Mapping[str, Any], columns: pa.Table) -> dict[str, Any]:
     """file_name -> COCO image id; ValueError for detections of images without ground truth."""
     image_ids = {image["file_name"]: image["id"] for image in ground_truth["images"]}
     unknown = [i for i in pc.unique(columns["image_id"]).to_pylist() if i not in image_ids]
@@ -213,7 +216,8 @@ def _image_ids(ground_truth: Mapping[str, Any], columns: pa.Table) -> dict[str, 
     return image_ids
 
 
-def _is_crowd(annotation: Mapping[str, Any]) -> bool:
+def is_crowd(annotation: Mapping[str, Any]) -> bool:
+    """Whether a COCO annotation counts neither as hit nor as miss."""
     return bool(annotation.get("iscrowd", 0))
 
 
@@ -229,7 +233,7 @@ def _ground_truth_dataset(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
             "category_id": a["category_id"],
             "bbox": list(a["bbox"]),
             "area": a["bbox"][2] * a["bbox"][3] if a.get("area") is None else a["area"],
-            "iscrowd": int(_is_crowd(a)),
+            "iscrowd": int(is_crowd(a)),
         }
         for number, a in enumerate(ground_truth["annotations"], start=1)
     ]
@@ -316,7 +320,8 @@ def _valid_mean(values: FloatArray) -> float | None:
     return float(valid.mean()) if valid.size else None
 
 
-def _mean(values: Any) -> float | None:
+def known_mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are not None; None without any."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -325,11 +330,13 @@ def _sorted_counts(names: list[str]) -> Counts:
     return dict(sorted(Counter(names).items(), key=lambda item: (-item[1], str(item[0]))))
 
 
-def _cell(score: float | None) -> str:
+def score_cell(score: float | None) -> str:
+    """A score as a cell of a printed table."""
     return "-" if score is None else f"{score:.3f}"
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned_table(rows: list[list[str]]) -> str:
+    """Cells [rows][columns] as text; a line below the first row and one above the last."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows

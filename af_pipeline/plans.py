@@ -19,7 +19,9 @@ def build_plan(config: IndexConfig) -> Plan:
     pyramid = tuple(scale.build() for scale in config.pyramid)
     scales = pyramid
     if config.mode == "whole":
-        scales = (replace(pyramid[0], valid_low=-1.0, valid_high=-1.0),)
+        scales = pyramid[:1]
+    if config.mode == "whole" or not config.stack.valid_ranges:
+        scales = tuple(replace(scale, valid_low=-1.0, valid_high=-1.0) for scale in scales)
     steps = len(scales) - 1
     rules = tuple(
         config.focus[i].build() if config.mode == "autofocus" else None for i in range(steps)

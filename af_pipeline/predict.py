@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from af_pipeline.cascade import Prediction
+from af_pipeline.focus import STRIDE
 from af_pipeline.lanes import Lane
+from af_pipeline.model.base import INPUT_MULTIPLE, Detector, Output
 from af_pipeline.model.checkpoint import load_detector
-from af_pipeline.model.detector import INPUT_MULTIPLE, AutoFocusDetector
 from af_pipeline.model.fold import folded
 from af_pipeline.samples import PAD_VALUE
 
@@ -46,20 +48,26 @@ def pad_batch(
 
 
 class TorchPredictor:
-    """Callable for `af_pipeline.cascade.look`, holding one detector on one device."""
+    """Callable for `af_pipeline.cascade.look`, holding one detector on one device.
+
+    With ``proposals`` it answers with the detector's class-agnostic proposals, label 0, for
+    negative chips; ``min_score`` and ``nms_iou`` then play no part and the focus maps are zeros.
+    """
 
     def __init__(
         self,
-        detector: AutoFocusDetector,
+        detector: Detector,
         device: torch.device,
         bf16: bool = True,
         pad_to_lane: bool = False,
         min_score: float = 0.01,
         nms_iou: float = 0.6,
+        proposals: bool = False,
     ) -> None:
         self.detector = folded(detector).to(device)
         self.device, self.bf16, self.pad_to_lane = device, bf16, pad_to_lane
         self.min_score, self.nms_iou = min_score, nms_iou
+        self.proposals = proposals
 
     @torch.inference_mode()
     def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> list[Prediction]:
@@ -68,7 +76,7 @@ class TorchPredictor:
         tensor = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)
         sizes = torch.tensor([crop.shape[:2] for crop in crops])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            outputs, focus = self.detector(tensor, sizes, self.min_score, self.nms_iou)
+            outputs, focus = self._answers(tensor, sizes)
         maps = focus.float().cpu().numpy()
         canvas = batch.shape[1] * batch.shape[2]
         return [
@@ -82,6 +90,13 @@ class TorchPredictor:
             for i, (output, crop) in enumerate(zip(outputs, crops, strict=True))
         ]
 
+    def _answers(self, batch: Tensor, sizes: Tensor) -> tuple[list[Output], Tensor]:
+        if not self.proposals:
+            return self.detector(batch, sizes, self.min_score, self.nms_iou)
+        count, _, height, width = batch.shape
+        focus = torch.zeros(count, height // STRIDE, width // STRIDE)
+        return self.detector.proposals(batch, sizes), focus
+
 
 def load_predictor(
     checkpoint: str,
@@ -90,7 +105,10 @@ def load_predictor(
     pad_to_lane: bool = False,
     min_score: float = 0.01,
     nms_iou: float = 0.6,
+    proposals: bool = False,
 ) -> TorchPredictor:
     """Predictor from a checkpoint file; raises CheckpointError or DeviceError."""
     detector, _ = load_detector(checkpoint)
-    return TorchPredictor(detector, pick_device(device), bf16, pad_to_lane, min_score, nms_iou)
+    return TorchPredictor(
+        detector, pick_device(device), bf16, pad_to_lane, min_score, nms_iou, proposals
+    )

@@ -6,6 +6,7 @@ Everything random comes from the generator, so a sample is a function of (seed, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -14,21 +15,22 @@ from numpy.typing import NDArray
 from af_pipeline.codec import resize
 from af_pipeline.focus import FocusRule, focus_labels
 from af_pipeline.scales import Scale
-from af_pipeline.sniper import ChipBoxes, ChipWindow, WindowRule, boxes_in_window, sample_window
+from af_pipeline.sniper import ChipBoxes, ChipWindow, boxes_in_window
 
 PAD_VALUE = 114  # grey used for padding, near the mean of natural images
 
 
 @dataclass(frozen=True)
 class SampleRule:
-    """How training chips are drawn.
+    """How a window becomes a training chip.
 
-    ``window``: size and place of a chip; ``colour``: strength of the colour change, 0..1.
+    ``flips``: "none", "horizontal", or "all" eight flips and quarter turns (seen from above, no
+    direction is special); ``colour``: strength of the colour change, 0..1.
     """
 
     scales: tuple[Scale, ...]
     focus: FocusRule
-    window: WindowRule
+    flips: Literal["none", "horizontal", "all"] = "all"
     colour: float = 0.5
 
 
@@ -44,40 +46,30 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Sample:
-    """image uint8 [size, size, 3]; boxes as in `ChipBoxes`; focus int64 [size/16, size/16]."""
+    """image uint8 [size, size, 3]; boxes as in `ChipBoxes`; focus int64 [size/16, size/16];
+    range_px: sizes in chip px, above and up to, that the chip answers for.
+    """
 
     image: NDArray[np.uint8]
     boxes: ChipBoxes
     focus: NDArray[np.int64]
     window: ChipWindow
+    range_px: tuple[float, float]
 
 
-def draw_sample(
-    rng: np.random.Generator,
-    labelled: LabelledImage,
-    class_weights: NDArray[np.float64],
-    rule: SampleRule,
+def make_sample(
+    rng: np.random.Generator, labelled: LabelledImage, window: ChipWindow, rule: SampleRule
 ) -> Sample:
-    """One augmented chip of ``labelled``; ``class_weights`` [C] make rare classes come oftener."""
-    height, width = labelled.image.shape[:2]
-    window = sample_window(
-        rng,
-        (height, width),
-        labelled.boxes,
-        labelled.crowd,
-        class_weights[labelled.labels],
-        rule.scales,
-        rule.window,
-    )
+    """The chip of ``labelled`` at ``window``, augmented, with its targets."""
     scale = rule.scales[window.scale]
-    nominal = scale.factor_for(height, width)
-    boxes = boxes_in_window(window, labelled.boxes, labelled.labels, labelled.crowd, scale, nominal)
+    range_px = scale.valid_range_px(scale.factor_for(*labelled.image.shape[:2]))
+    boxes = boxes_in_window(window, labelled.boxes, labelled.labels, labelled.crowd, range_px)
     image = cut_window(labelled.image, window)
-    image, boxes = _turn(rng, image, boxes)
+    image, boxes = _turn(rng, image, boxes, rule.flips)
     image = recolour(rng, image, rule.colour)
     size = window.size
     focus = focus_labels(boxes.unclipped, size, size, rule.focus, boxes.crowd)
-    return Sample(image, boxes, focus, window)
+    return Sample(image, boxes, focus, window, range_px)
 
 
 def cut_window(image: NDArray[np.uint8], window: ChipWindow) -> NDArray[np.uint8]:
@@ -96,17 +88,17 @@ def cut_window(image: NDArray[np.uint8], window: ChipWindow) -> NDArray[np.uint8
 
 
 def _turn(
-    rng: np.random.Generator, image: NDArray[np.uint8], boxes: ChipBoxes
+    rng: np.random.Generator, image: NDArray[np.uint8], boxes: ChipBoxes, flips: str
 ) -> tuple[NDArray[np.uint8], ChipBoxes]:
-    """One of the eight flips and quarter turns: seen from above, no direction is special."""
     size = image.shape[0]
-    if rng.random() < 0.5:
+    mirror, upside_down, transpose = rng.random(3) < 0.5
+    if mirror and flips != "none":
         image = image[:, ::-1]
         boxes = _map_boxes(boxes, lambda b: np.stack([size - b[2], b[1], size - b[0], b[3]]))
-    if rng.random() < 0.5:
+    if upside_down and flips == "all":
         image = image[::-1]
         boxes = _map_boxes(boxes, lambda b: np.stack([b[0], size - b[3], b[2], size - b[1]]))
-    if rng.random() < 0.5:
+    if transpose and flips == "all":
         image = image.transpose(1, 0, 2)
         boxes = _map_boxes(boxes, lambda b: np.stack([b[1], b[0], b[3], b[2]]))
     return np.ascontiguousarray(image), boxes

@@ -1,4 +1,4 @@
-"""The settings of each job, section by section.
+"""The settings of the index job, and those it shares with training, section by section.
 
 Every field's description states its unit and why one would change it; what cannot work is
 refused here, before anything starts. `af_pipeline.config` reads them.
@@ -110,7 +110,7 @@ class FocusLabelConfig(Section):
 class SourceConfig(Section):
     """Where images come from."""
 
-    uri: str = Field("", description="directory, or COCO json")
+    uri: str = Field("", description="directory, COCO json, or VOC image set")
     images: str | None = Field(None, description="image folder of a COCO json, if elsewhere")
     max_pixels: int = Field(
         200_000_000, gt=0, description="larger images become error rows (decompression bombs)"
@@ -165,6 +165,7 @@ class StackConfig(Section):
         4, ge=0, description="a box this near an inner chip edge is dropped, network px"
     )
     class_agnostic: bool = Field(False, description="suppress across classes")
+    valid_ranges: bool = Field(True, description="drop what lies outside its scale's valid range")
 
 
 class PoolConfig(Section):
@@ -204,6 +205,9 @@ class IndexConfig(Section):
     pyramid: tuple[ScaleConfig, ...] = Field(description="scales, coarse to fine")
     focus: tuple[FocusConfig, ...] = Field((), description="one per step to the next finer scale")
     detector_score: float = Field(0.01, ge=0, le=1, description="lowest score kept per chip")
+    finds: Literal["objects", "proposals"] = Field(
+        "objects", description="proposals: boxes of anything, without a class (jobs/mine.py)"
+    )
     detector_nms: float = Field(0.6, gt=0, le=1, description="NMS overlap within one chip")
     lanes: LaneConfig = LaneConfig()
     stack: StackConfig = StackConfig()
@@ -219,111 +223,5 @@ class IndexConfig(Section):
             raise ValueError(
                 f"focus needs one entry per step between scales: {len(self.pyramid) - 1} for "
                 f"{len(self.pyramid)} scales, found {len(self.focus)}"
-            )
-        return self
-
-
-class DataConfig(Section):
-    """Training and validation data."""
-
-    train: str | None = Field(None, description="COCO json to train on; none: only synthetic")
-    val: str | None = Field(None, description="COCO json to validate on")
-    images: str | None = Field(None, description="image folder, if not beside the json")
-    synthetic_scenes: int = Field(64, ge=0, description="procedural scenes rendered for training")
-    synthetic_share: float = Field(0.2, ge=0, le=1, description="share of chips drawn from them")
-    cache_gb: float = Field(2.0, gt=0, description="decoded images kept in memory per worker, GB")
-    class_power: float = Field(
-        0.5, ge=0, le=1, description="boxes are drawn by frequency^-power of their class"
-    )
-
-
-class ModelConfig(Section):
-    """The light one-stage detector."""
-
-    backbone: Literal["mobilenet_v2"] = "mobilenet_v2"
-    width: float = Field(1.0, gt=0, description="backbone width multiplier")
-    channels: int = Field(96, ge=8, multiple_of=8, description="channels of the FPN and heads")
-    head_depth: int = Field(2, ge=0, description="3x3 convolutions per tower")
-    backbone_weights: str | None = Field(
-        None, description="torchvision state dict (.safetensors or .pth) to start from"
-    )
-
-
-class ChipConfig(Section):
-    """SNIPER training chips."""
-
-    size: int = Field(320, ge=64, multiple_of=32, description="chip side, network px")
-    jitter: tuple[float, float] = Field((0.75, 1.33), description="bounds of the scale change")
-    negative_share: float = Field(0.15, ge=0, le=1, description="chips placed anywhere")
-    focus_share: float = Field(
-        0.2, ge=0, le=1, description="chips around a box of any size, for the FocusPixels"
-    )
-    colour: float = Field(0.5, ge=0, le=1, description="strength of colour changes")
-
-    @model_validator(mode="after")
-    def _bounds(self) -> ChipConfig:
-        low, high = self.jitter
-        if not 0 < low <= high:
-            raise ValueError(f"jitter needs 0 < low <= high; found {low:g} to {high:g}")
-        if self.negative_share + self.focus_share > 1:
-            raise ValueError("negative_share and focus_share together must be at most 1")
-        return self
-
-
-class OptimConfig(Section):
-    """AdamW with warm-up and cosine decay."""
-
-    steps: int = Field(6000, ge=1, description="optimiser steps")
-    global_batch: int = Field(8, ge=1, description="chips per step over all workers")
-    lr: float = Field(2e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW decay of weights (not norms)")
-    warmup_steps: int = Field(300, ge=0)
-    clip_norm: float = Field(10.0, gt=0, description="gradient norm limit")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="averaged weights: decay per step")
-    class_weight: float = Field(1.0, ge=0)
-    box_weight: float = Field(2.0, ge=0)
-    focus_weight: float = Field(1.0, ge=0)
-    bf16: bool = Field(True, description="bfloat16 autocast of the forward pass")
-
-
-class TrainRunConfig(Section):
-    """Where and how a training runs."""
-
-    output: str = Field("runs/train", description="directory of checkpoints and logs")
-    name: str = Field("aerial_tiny", description="the run's name; the same name resumes")
-    workers: int = Field(1, ge=1)
-    threads: int = Field(0, ge=0, description="torch threads per worker; 0: all cores")
-    use_gpu: bool = False
-    seed: int = Field(0, ge=0)
-    log_every: int = Field(20, ge=1, description="steps")
-    checkpoint_every: int = Field(500, ge=1, description="steps")
-    max_failures: int = Field(2, ge=0, description="worker failures Ray Train forgives")
-
-
-class TrainConfig(Section):
-    """`jobs/train.py`."""
-
-    classes: tuple[str, ...] | None = Field(None, description="none: those of data.train")
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    pyramid: tuple[ScaleConfig, ...] = Field(description="scales, coarse to fine")
-    focus_labels: FocusLabelConfig = FocusLabelConfig()
-    chips: ChipConfig = ChipConfig()
-    optim: OptimConfig = OptimConfig()
-    run: TrainRunConfig = TrainRunConfig()
-
-    @model_validator(mode="after")
-    def _fit(self) -> TrainConfig:
-        check_pyramid(self.pyramid)
-        if self.classes is not None:
-            if not all(self.classes) or not self.classes:
-                raise ValueError("classes must name at least one class, and none by ''")
-            twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
-            if twice:
-                raise ValueError(f"classes must differ; given twice: {', '.join(twice)}")
-        if self.optim.global_batch % self.run.workers:
-            raise ValueError(
-                f"optim.global_batch must be a multiple of run.workers; found "
-                f"{self.optim.global_batch} chips for {self.run.workers} workers"
             )
         return self

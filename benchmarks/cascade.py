@@ -21,12 +21,12 @@ import pyarrow as pa
 import torch
 
 from af_pipeline.boxes import intersection_area
-from af_pipeline.cascade import Plan, look, stack, start_row
+from af_pipeline.cascade import Plan, run_cascade
 from af_pipeline.codec import decode_image, resize
 from af_pipeline.config import load_config
-from af_pipeline.data.coco import AnnotatedImage, load_coco
+from af_pipeline.data.annotations import AnnotatedImage
+from af_pipeline.data.coco import load_coco
 from af_pipeline.data.sources import read_bytes
-from af_pipeline.dist.sink import detections_table
 from af_pipeline.focus import FocusRule, focus_labels
 from af_pipeline.lanes import Lane
 from af_pipeline.metrics import evaluate_detections
@@ -36,17 +36,9 @@ from af_pipeline.predict import TorchPredictor, load_predictor
 from af_pipeline.scales import scaled_size
 from af_pipeline.schema import ImageRow
 from af_pipeline.settings import FocusLabelConfig, IndexConfig
+from af_pipeline.tables import detections_table
 
 MODES = ("whole", "pyramid", "autofocus")
-
-
-def run_image(image: np.ndarray, image_id: str, plan: Plan, predict: TorchPredictor) -> ImageRow:
-    row = ImageRow(image_id, image_id)
-    start_row(row, image, plan)
-    for scale in range(len(plan.scales)):
-        look([row], scale, plan, predict)
-    stack(row, plan.stack)
-    return row
 
 
 def chip_recall(rows: dict[str, ImageRow], truth: dict[str, AnnotatedImage], plan: Plan) -> list:
@@ -156,7 +148,8 @@ def main() -> int:
         for _ in range(arguments.repeats):
             for mode in modes:
                 began = time.perf_counter()
-                row = run_image(image, annotated.image_id, plans[mode], predict)
+                row = ImageRow(annotated.image_id, annotated.uri)
+                run_cascade(row, image, plans[mode], predict)
                 seconds[mode].append(time.perf_counter() - began)
                 rows[mode][annotated.image_id] = row
     results = {}

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from af_pipeline.config import ConfigError, config_hash, dump_config, load_config
+from af_pipeline.config import ConfigError, Section, config_hash, dump_config, load_config
 from af_pipeline.focus import ChipRule
 from af_pipeline.scales import Scale
-from af_pipeline.settings import IndexConfig, TrainConfig
+from af_pipeline.settings import IndexConfig
+from af_pipeline.train_settings import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 INDEX = """
@@ -47,7 +48,8 @@ def test_sections_become_plain_rules(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_loads(path: Path) -> None:
-    kind = {"train": TrainConfig, "index": IndexConfig}[path.relative_to(CONFIGS).parts[0]]
+    kinds: dict[str, type[Section]] = {"train": TrainConfig, "index": IndexConfig}
+    kind = kinds[path.relative_to(CONFIGS).parts[0]]
     config = load_config(kind, path)
     assert kind.model_validate(dump_config(config)) == config
 

@@ -18,16 +18,20 @@ LINE_LIMIT = 400
 LEVELS: dict[str, tuple[str, ...]] = {
     "contract": ("af_pipeline", "af_pipeline.schema"),
     "pure": (
+        "af_pipeline.anchors",
         "af_pipeline.boxes",
+        "af_pipeline.cover",
         "af_pipeline.curve",
+        "af_pipeline.dataset_stats",
         "af_pipeline.exif",
         "af_pipeline.focus",
         "af_pipeline.lanes",
         "af_pipeline.scales",
         "af_pipeline.sniper",
         "af_pipeline.stacking",
+        "af_pipeline.suggest",
     ),
-    "config": ("af_pipeline.config", "af_pipeline.settings"),
+    "config": ("af_pipeline.config", "af_pipeline.settings", "af_pipeline.train_settings"),
     "data": (
         "af_pipeline.cascade",
         "af_pipeline.codec",
@@ -35,11 +39,19 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "af_pipeline.metrics",
         "af_pipeline.plans",
         "af_pipeline.samples",
+        "af_pipeline.tables",
+        "af_pipeline.training_data",
+        "af_pipeline.voc_ap",
     ),
     "report": ("af_pipeline.report.*",),
-    "torch": ("af_pipeline.engine", "af_pipeline.model.*", "af_pipeline.predict"),
+    "torch": (
+        "af_pipeline.engine",
+        "af_pipeline.model.*",
+        "af_pipeline.predict",
+        "af_pipeline.validation",
+    ),
     "distributed": ("af_pipeline.dist.*",),
-    "jobs": ("jobs.*",),
+    "jobs": ("af_pipeline.cli", "jobs.*"),
 }
 
 # The lowest level that may import these packages of others.

@@ -1,6 +1,9 @@
 """Plans: the modes differ only in the scales that run and in where chips come from."""
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from af_pipeline.focus import ChipRule
 from af_pipeline.lanes import make_lanes
@@ -58,6 +61,17 @@ def test_one_scale_needs_no_focus() -> None:
     plan = build_plan(config(pyramid=[{"min_side": 480, "max_side": 512}], focus=[]))
     assert plan.scales == (Scale(None, 480, 512),)
     assert plan.rules == ()
+
+
+@pytest.mark.parametrize("mode", ["autofocus", "pyramid"])
+def test_valid_ranges_can_be_left_out_of_the_stacking(mode: str) -> None:
+    """Every scale then answers for objects of every size; where chips come from stays."""
+    plan, plain = build_plan(config(mode=mode, stack={"valid_ranges": False})), config(mode=mode)
+    assert plan.scales == (Scale(0.5), Scale(1.0), Scale(2.0))
+    assert plan.pyramid == PYRAMID
+    assert plan.rules == build_plan(plain).rules
+    assert replace(plan, scales=PYRAMID) == build_plan(plain)
+    assert build_plan(config(mode=mode, stack={"valid_ranges": True})) == build_plan(plain)
 
 
 def test_every_field_of_the_stacking_arrives() -> None:

@@ -33,6 +33,7 @@ def detector() -> AutoFocusDetector:
     """Untrained, but with spread scores, so that there is much to find."""
     torch.manual_seed(0)
     made = build_detector(MODEL, 3)
+    assert isinstance(made, AutoFocusDetector)
     for conv in (made.head.class_logits, made.head.box_distances):
         torch.nn.init.normal_(conv.weight, std=0.2)
     return made.eval()
@@ -127,6 +128,40 @@ def test_thresholds_reach_the_detector(detector: AutoFocusDetector) -> None:
     assert len(apart.scores) < len(every.scores)
     (none,) = TorchPredictor(detector, CPU, False, min_score=1.1)([crop], LANE)
     assert none.boxes.shape == (0, 4)
+
+
+def test_proposals_instead_of_detections(detector: AutoFocusDetector) -> None:
+    given = crops((96, 128), (50, 41))
+    predictor = TorchPredictor(detector, CPU, False, proposals=True, min_score=1.1)
+    wanted = TorchPredictor(detector, CPU, False).detector
+    for crop, answer in zip(given, predictor(given, LANE), strict=True):
+        assert 0 < len(answer.boxes) <= 300
+        assert not answer.labels.any()
+        assert answer.labels.dtype == np.int32
+        assert (answer.boxes[:, 2:] <= [crop.shape[1], crop.shape[0]]).all()
+        assert answer.focus.shape == (6, 8)
+        assert not answer.focus.any()
+    batch = torch.from_numpy(pad_batch(given, None)).permute(0, 3, 1, 2)
+    first = wanted.proposals(batch, torch.tensor([[96, 128], [50, 41]]))[0]
+    np.testing.assert_array_equal(predictor(given, LANE)[0].boxes, first.boxes.numpy())
+
+
+@pytest.mark.parametrize("neck", ["fpn", "dilated"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_two_stages(neck: str, bf16: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = MODEL | {"kind": "faster_rcnn", "neck": neck, "anchor_sizes": [16, 32, 64]}
+    path = tmp_path / "model.safetensors"
+    state = build_detector(model, 2).state_dict()
+    save_checkpoint(path, state, CheckpointInfo(model, ("a", "b"), {}))
+    given = crops((96, 128), (50, 41))
+    for proposals in (False, True):
+        predictor = load_predictor(str(path), "cpu", bf16, proposals=proposals)
+        for crop, answer in zip(given, predictor(given, LANE), strict=True):
+            assert len(answer.boxes)
+            assert answer.boxes.dtype == answer.scores.dtype == np.float32
+            assert (answer.boxes[:, 2:] <= [crop.shape[1], crop.shape[0]]).all()
+            assert answer.focus.shape == (6, 8)
 
 
 def test_a_predictor_from_a_checkpoint(detector: AutoFocusDetector, tmp_path: Path) -> None:

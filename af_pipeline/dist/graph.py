@@ -89,11 +89,17 @@ def build_graph(
     manifest: Path,
     settings: StageSettings,
     pools: list[PoolPlan],
-    rows_per_block: int,
+    alone: bool,
     progress: Any = None,
 ) -> Dataset:
-    """The lazy dataset from manifest to finished rows; nothing runs yet."""
+    """The lazy dataset from manifest to finished rows; nothing runs yet.
+
+    ``alone``: one image a block, and none waits at an actor that works on another: a task that
+    waits there spends its retries when the actor dies of the other.
+    """
     cpus = config.ray.task_cpus
+    rows_per_block = 1 if alone else config.ray.rows_per_block
+    in_flight = 1 if alone else None
     rows = ray.data.read_parquet(str(manifest), num_cpus=cpus)
     rows = rows.repartition(target_num_rows_per_block=rows_per_block)
     for scale, pool in enumerate(pools):
@@ -105,7 +111,7 @@ def build_graph(
             fn_constructor_args=arguments,
             batch_format="pyarrow",
             batch_size=rows_per_block,
-            compute=ActorPoolStrategy(size=pool.actors),
+            compute=ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=in_flight),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
             **FAULTS,

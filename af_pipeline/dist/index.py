@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -18,14 +19,15 @@ import torch
 from rich.console import Console
 
 from af_pipeline.config import config_hash, dump_config
-from af_pipeline.data.sources import open_source, write_manifest
+from af_pipeline.data.listing import list_images
+from af_pipeline.data.sources import SourceImage, write_manifest
 from af_pipeline.dist.graph import PoolPlan, build_graph, plan_pools, run_graph, set_context
 from af_pipeline.dist.progress import shown_progress
 from af_pipeline.dist.sink import OutputError, RunFolder, Totals, publish, write_json
 from af_pipeline.dist.stacking_stage import fail
 from af_pipeline.dist.stages import DetectorSource, StageSettings
+from af_pipeline.model.base import Detector
 from af_pipeline.model.checkpoint import checkpoint_hash, load_detector
-from af_pipeline.model.detector import AutoFocusDetector
 from af_pipeline.plans import build_plan
 from af_pipeline.predict import TorchPredictor, pick_device
 from af_pipeline.schema import MANIFEST, ImageRow
@@ -63,7 +65,7 @@ class Outcome:
 def shared_predictor(threads: int, detector: bytes, **options: Any) -> TorchPredictor:
     """Predictor of a detector that the driver put into the object store."""
     torch.set_num_threads(threads)
-    held: AutoFocusDetector = ray.get(ray.cloudpickle.loads(detector))
+    held: Detector = ray.get(ray.cloudpickle.loads(detector))
     device = pick_device(options.pop("device"))
     return TorchPredictor(held, device, **options)
 
@@ -85,17 +87,21 @@ def detector_from_config(config: IndexConfig) -> DetectorSource:
         "pad_to_lane": config.lanes.pad,
         "min_score": config.detector_score,
         "nms_iou": config.detector_nms,
+        "proposals": config.finds == "proposals",
     }
-    return DetectorSource(
-        shared_predictor, options, info.class_names, checkpoint_hash(config.checkpoint)
-    )
+    names = ("object",) if config.finds == "proposals" else info.class_names
+    return DetectorSource(shared_predictor, options, names, checkpoint_hash(config.checkpoint))
 
 
 def index(
-    config: IndexConfig, detector: DetectorSource | None = None, console: Console | None = None
+    config: IndexConfig,
+    detector: DetectorSource | None = None,
+    console: Console | None = None,
+    images: Iterable[SourceImage] | None = None,
 ) -> Outcome:
-    """Index ``config.source`` into ``config.output``; Ray must be initialised.
+    """Index ``images``, or those of ``config.source``, into ``config.output``.
 
+    Ray must be initialised.
     Every listed image ends as one row, failed ones with the reason. Raises SourceError,
     OutputError, CheckpointError, DeviceError or ValueError for input that cannot be used.
     """
@@ -112,11 +118,11 @@ def index(
     plan = build_plan(config)
     pools = plan_pools(config, len(plan.scales), ray.cluster_resources()["CPU"])
     settings = StageSettings(plan, detector, config.source.max_pixels)
-    images = open_source(config.source.uri, config.source.images)
-    first = next(images)  # a source without images is told before the output is touched
+    listed = iter(images or list_images(config.source.uri, config.source.images))
+    first = next(listed)  # a source without images is told before the output is touched
     folder.open(identity)
     manifest = folder.root / "manifest.parquet"
-    write_manifest(chain([first], images), manifest)
+    write_manifest(chain([first], listed), manifest)
     skipped = _execute(config, folder, manifest, settings, pools, console)
     totals = publish(folder, detector.class_names, run_id, config.output.chips)
     seconds = time.perf_counter() - began
@@ -145,12 +151,12 @@ def _execute(
 ) -> int:
     """Run the graph over what is not done yet; returns how many images were done before.
 
-    A block whose process dies again and again is given up by Ray. Its images run once more,
-    one to a block, so that only the culprit is left, which becomes an error row.
+    A block whose process dies again and again is given up by Ray. Its images run once more, each
+    alone, so that only the culprit is left, which becomes an error row.
     """
     listed = pq.read_table(manifest)
     skipped = 0
-    for attempt, rows_per_block in enumerate((config.ray.rows_per_block, 1)):
+    for attempt in range(2):
         todo = _not_done(listed, folder)
         if attempt == 0:
             skipped = listed.num_rows - todo.num_rows
@@ -164,7 +170,7 @@ def _execute(
         pq.write_table(todo, part)
         set_context(config, tolerate_lost_blocks=True)
         with shown_progress(todo.num_rows, console) as counter:
-            graph = build_graph(config, part, settings, pools, rows_per_block, counter)
+            graph = build_graph(config, part, settings, pools, bool(attempt), counter)
             run_graph(graph, folder.rows, config.ray.task_cpus)
         # The traceback of a lost block holds actors of the graph, and these the CPUs of the next.
         del graph

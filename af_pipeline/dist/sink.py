@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from af_pipeline.schema import CHIPS, DETECTIONS, IMAGES, ImageRow, rows_to_table, table_to_rows
+from af_pipeline.tables import chips_table, detections_table, images_table
 
 ROWS_PER_BATCH = 2_000  # images held in memory while publishing
 PLAN_FILE = "plan.json"  # what the run was started with; there from the start
@@ -182,69 +182,3 @@ def _add_totals(totals: Totals, rows: Sequence[ImageRow]) -> None:
 def _sum_lists(a: list[int], b: list[int]) -> list[int]:
     longest = max(len(a), len(b))
     return [(a[i] if i < len(a) else 0) + (b[i] if i < len(b) else 0) for i in range(longest)]
-
-
-def detections_table(rows: Sequence[ImageRow], class_names: Sequence[str]) -> pa.Table:
-    """One row a detection, `DETECTIONS`."""
-    ids = np.repeat([row.image_id for row in rows], [len(row.detections) for row in rows])
-    found = [row.detections for row in rows]
-    boxes = np.concatenate([d.boxes for d in found])
-    labels = np.concatenate([d.labels for d in found])
-    names = np.array(class_names, object)[labels] if len(labels) else []
-    columns = [
-        pa.array(ids.tolist(), pa.string()),
-        pa.array(labels, pa.int32()),
-        pa.array(list(names), pa.string()),
-        pa.array(np.concatenate([d.scores for d in found]), pa.float32()),
-        *[pa.array(boxes[:, i], pa.float32()) for i in range(4)],
-        pa.array(np.concatenate([d.scales for d in found]), pa.int8()),
-    ]
-    return pa.Table.from_arrays(columns, schema=DETECTIONS)
-
-
-def images_table(rows: Sequence[ImageRow], run_id: str) -> pa.Table:
-    """One row an image, `IMAGES`."""
-    records = [
-        {
-            "image_id": row.image_id,
-            "uri": row.uri,
-            "width": row.width,
-            "height": row.height,
-            "status": "error" if row.error else "ok",
-            "error": row.error,
-            "num_detections": len(row.detections),
-            "num_chips": sum(row.ledger.chips[1:]),
-            "pixels_processed": sum(row.ledger.pixels),
-            "pixels_padded": sum(row.ledger.padded),
-            "pixels_pyramid": row.ledger.pixels_pyramid,
-            "bytes": row.bytes,
-            "run_id": run_id,
-            "dropped_border": row.ledger.dropped_border,
-            "dropped_range": row.ledger.dropped_range,
-            "dropped_score": row.ledger.dropped_score,
-            "dropped_nms": row.ledger.dropped_nms,
-            "decode_ms": row.ledger.decode_ms,
-            "forward_ms": row.ledger.forward_ms,
-            "pixels_per_scale": row.ledger.pixels,
-            "chips_per_scale": row.ledger.chips,
-        }
-        for row in rows
-    ]
-    return pa.Table.from_pylist(records, schema=IMAGES)
-
-
-def chips_table(rows: Sequence[ImageRow]) -> pa.Table:
-    """One row a FocusChip, `CHIPS`; the coarse look at the whole image is not a FocusChip."""
-    records = [
-        {
-            "image_id": row.image_id,
-            "scale": chip.scale,
-            "lane": chip.lane,
-            **dict(zip(("x0", "y0", "x1", "y1"), chip.box, strict=True)),
-            "focus": chip.focus,
-        }
-        for row in rows
-        for chip in row.chips
-        if chip.scale > 0
-    ]
-    return pa.Table.from_pylist(records, schema=CHIPS)

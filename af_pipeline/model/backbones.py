@@ -1,17 +1,20 @@
 """Backbones: torchvision feature extractors that return one map per stride.
 
-Every backbone returns an ordered dict ``{"8": map, "16": map, "32": map}`` whose keys are
-strides in input px, and states the channels of those maps in ``out_channels``.
+Every backbone returns an ordered dict whose keys are strides in input px and states the
+channels of those maps, in order, in ``out_channels``. Plain ones give ``"8"``, ``"16"``,
+``"32"``. Dilated ones keep the resolution in their last stage and give ``"16"`` and ``"16b"``,
+the last two stages both at stride 16 (SNIPER §5; Chen et al. 2017).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import ClassVar
+from typing import ClassVar, cast
 
-import torch
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2
+from torchvision.models import mobilenet_v2, resnet50, resnet101
+
+from af_pipeline.model.norms import freeze, norm_layer
 
 STRIDES = (8, 16, 32)
 
@@ -25,22 +28,34 @@ class MobileNetV2Features(nn.Module):
 
     # The last block of each stride in torchvision's `features` sequence.
     LAST_BLOCK: ClassVar = {"8": 6, "16": 13, "32": 16}
+    name = "mobilenet_v2"
 
-    def __init__(self, width: float) -> None:
+    def __init__(self, width: float, norm: str = "bn", dilated: bool = False) -> None:
         super().__init__()
-        features = mobilenet_v2(weights=None, width_mult=width).features
-        self.blocks = nn.ModuleList(list(features)[: self.LAST_BLOCK["32"] + 1])
-        self.out_channels = [_block_channels(features[i]) for i in self.LAST_BLOCK.values()]
+        made = mobilenet_v2(weights=None, width_mult=width, norm_layer=norm_layer(norm))
+        self.blocks = nn.ModuleList(list(made.features)[: self.LAST_BLOCK["32"] + 1])
+        self.stops = {index: stride for stride, index in self.LAST_BLOCK.items()}
+        if dilated:
+            self._dilate()
+            self.stops = {self.LAST_BLOCK["16"]: "16", self.LAST_BLOCK["32"]: "16b"}
+        self.out_channels = [_block_channels(self.blocks[index]) for index in self.stops]
+
+    def _dilate(self) -> None:
+        """Stride 1 in the last stage; the later 3x3 convolutions look twice as wide instead."""
+        first = self.LAST_BLOCK["16"] + 1
+        _depthwise(self.blocks[first]).stride = (1, 1)
+        for block in list(self.blocks)[first + 1 :]:
+            conv = _depthwise(block)
+            conv.dilation, conv.padding = (2, 2), (2, 2)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Images [N, 3, H, W] normalised -> maps [N, C, H/stride, W/stride] by stride."""
-        stops = {index: stride for stride, index in self.LAST_BLOCK.items()}
         maps: OrderedDict[str, Tensor] = OrderedDict()
         x = images
         for index, block in enumerate(self.blocks):
             x = block(x)
-            if index in stops:
-                maps[stops[index]] = x
+            if index in self.stops:
+                maps[self.stops[index]] = x
         return maps
 
 
@@ -48,35 +63,55 @@ def _block_channels(block: nn.Module) -> int:
     return int(block.out_channels)  # type: ignore[arg-type]
 
 
-def build_backbone(name: str, width: float) -> MobileNetV2Features:
-    """Backbone by name; ``width`` scales its channels."""
-    builders = {"mobilenet_v2": MobileNetV2Features}
-    if name not in builders:
-        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(builders)}")
-    return builders[name](width)
+def _depthwise(block: nn.Module) -> nn.Conv2d:
+    return cast(nn.Conv2d, block.conv[1][0])  # type: ignore[index,union-attr]
 
 
-def load_backbone_weights(backbone: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Copy a torchvision classifier's ``features.N.*`` weights; returns the names not used.
+class ResNetFeatures(nn.Module):
+    """ResNet-50 or -101 without its classifier (He et al. 2016, table 1).
 
-    Raises ValueError when a weight of the backbone is missing or has another shape.
+    With ``frozen_bn`` the stem and the first stage are not trained, as in SNIPER.
     """
-    wanted = backbone.state_dict()
-    found = {f"blocks.{k.removeprefix('features.')}": k for k in state if k.startswith("features.")}
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise ValueError(
-            f"the weights lack {len(missing)} entries of the backbone, first {missing[0]!r}: "
-            "expected torchvision's state dict of the same architecture"
+
+    def __init__(self, name: str, norm: str = "bn", dilated: bool = False) -> None:
+        super().__init__()
+        made = {"resnet50": resnet50, "resnet101": resnet101}[name](
+            weights=None,
+            norm_layer=norm_layer(norm),
+            replace_stride_with_dilation=[False, False, dilated],
         )
-    for name, tensor in wanted.items():
-        source = state[found[name]]
-        if source.shape != tensor.shape:
-            raise ValueError(
-                f"weight {found[name]!r} has shape {tuple(source.shape)}, the backbone wants "
-                f"{tuple(tensor.shape)}: use weights of the same width"
-            )
-    with torch.no_grad():
-        backbone.load_state_dict({name: state[found[name]] for name in wanted})
-    used = {found[name] for name in wanted}
-    return [name for name in state if name not in used]
+        self.conv1, self.bn1 = made.conv1, made.bn1
+        self.relu, self.maxpool = made.relu, made.maxpool
+        self.layer1, self.layer2 = made.layer1, made.layer2
+        self.layer3, self.layer4 = made.layer3, made.layer4
+        self.name, self.dilated = name, dilated
+        self.out_channels = [1024, 2048] if dilated else [512, 1024, 2048]
+        if norm == "frozen_bn":
+            freeze(self.conv1, self.bn1, self.layer1)
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Images [N, 3, H, W] normalised -> maps [N, C, H/stride, W/stride] by stride."""
+        x = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
+        c3 = self.layer2(x)
+        c4 = self.layer3(c3)
+        c5 = self.layer4(c4)
+        if self.dilated:
+            return OrderedDict([("16", c4), ("16b", c5)])
+        return OrderedDict([("8", c3), ("16", c4), ("32", c5)])
+
+
+Backbone = MobileNetV2Features | ResNetFeatures
+
+
+def build_backbone(name: str, width: float, norm: str = "bn", dilated: bool = False) -> Backbone:
+    """Backbone by name; ``width`` scales the channels of mobilenet_v2, others have one width.
+
+    Raises ValueError for an unknown name or norm, or a width that the backbone has not.
+    """
+    if name == "mobilenet_v2":
+        return MobileNetV2Features(width, norm, dilated)
+    if name not in ("resnet50", "resnet101"):
+        raise ValueError(f"unknown backbone {name!r}; known: mobilenet_v2, resnet50, resnet101")
+    if width != 1.0:
+        raise ValueError(f"width multiplies mobilenet_v2 only, not {name}; found {width}")
+    return ResNetFeatures(name, norm, dilated)

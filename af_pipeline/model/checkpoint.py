@@ -13,10 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from af_pipeline.model.base import Detector
 from af_pipeline.model.detector import AutoFocusDetector
+from af_pipeline.model.faster_rcnn import FasterRCNN
 
 SCHEMA_VERSION = 1
-MODEL_KEYS = ("backbone", "width", "channels", "head_depth")
+MODEL_KEYS = ("backbone", "width", "channels", "head_depth")  # what every json has, old ones too
 
 
 class CheckpointError(ValueError):
@@ -27,8 +29,8 @@ class CheckpointError(ValueError):
 class CheckpointInfo:
     """The json beside the weights.
 
-    ``model``: arguments of `AutoFocusDetector`; ``class_names``: by label index; ``training``:
-    the resolved training config, data and step it came from.
+    ``model``: what `build_detector` takes; ``class_names``: by label index; ``training``: the
+    resolved training config, data and step it came from.
     """
 
     model: dict[str, Any]
@@ -42,9 +44,29 @@ def info_path(weights: str | Path) -> Path:
     return Path(weights).with_suffix(".json")
 
 
-def build_detector(model: dict[str, Any], num_classes: int) -> AutoFocusDetector:
-    """Detector from a checkpoint's or a config's model section; other keys are not its business."""
-    return AutoFocusDetector(num_classes, **{key: model[key] for key in MODEL_KEYS})
+def build_detector(model: dict[str, Any], num_classes: int) -> Detector:
+    """Detector from a checkpoint's or a config's model section.
+
+    ``kind`` is ``dense`` (also where it is missing) or ``faster_rcnn``; optional keys that are
+    missing take the detector's defaults, keys of others are not its business. Raises ValueError
+    for what cannot be built.
+    """
+    kind = model.get("kind", "dense")
+    if kind == "dense":
+        if model.get("neck", "fpn") != "fpn":
+            raise ValueError(f"kind=dense takes neck=fpn, found neck={model['neck']}")
+        return AutoFocusDetector(num_classes, **_arguments(model, ("head_depth",), ("norm",)))
+    if kind == "faster_rcnn":
+        optional = ("neck", "norm", "anchor_sizes", "anchor_ratios")
+        return FasterRCNN(num_classes, **_arguments(model, (), optional))
+    raise ValueError(f"unknown kind {kind!r}; known: dense, faster_rcnn")
+
+
+def _arguments(
+    model: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...]
+) -> dict[str, Any]:
+    names = ("backbone", "width", "channels", *required, *(k for k in optional if k in model))
+    return {name: model[name] for name in names}
 
 
 def save_checkpoint(weights: str | Path, state: dict[str, Tensor], info: CheckpointInfo) -> None:
@@ -94,7 +116,7 @@ def load_info(weights: str | Path) -> CheckpointInfo:
     return CheckpointInfo(content["model"], names, content.get("training", {}), version)
 
 
-def load_detector(weights: str | Path) -> tuple[AutoFocusDetector, CheckpointInfo]:
+def load_detector(weights: str | Path) -> tuple[Detector, CheckpointInfo]:
     """Detector in eval mode with its weights, on the CPU. Raises CheckpointError."""
     if not Path(weights).is_file():
         raise CheckpointError(

@@ -8,16 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork, batched_nms
+from torch import Tensor
+from torchvision.ops import FeaturePyramidNetwork
 
 from af_pipeline.model.backbones import STRIDES, build_backbone
-from af_pipeline.model.heads import DenseHead, FocusHead
+from af_pipeline.model.base import INPUT_MULTIPLE, Detector
+from af_pipeline.model.heads import DenseHead, FocusHead, focus_input
 from af_pipeline.model.losses import Targets, detection_losses, focus_loss
-
-INPUT_MULTIPLE = 32  # network input sides must be multiples of the coarsest stride
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255, torchvision's ImageNet statistics
-PIXEL_STD = (58.395, 57.12, 57.375)
+from af_pipeline.model.selection import (
+    Output,
+    own_points,
+    select_detections,
+    select_proposals,
+)
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,10 @@ class RawOutput:
     focus: Tensor
 
 
-@dataclass(frozen=True)
-class Output:
-    """Detections of one chip: boxes [D, 4], scores [D] descending, labels [D] int64."""
+class AutoFocusDetector(Detector):
+    """Any backbone, FPN at strides 8, 16, 32, shared dense head, FocusPixel head."""
 
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-
-
-class AutoFocusDetector(nn.Module):
-    """MobileNet-class backbone, FPN at strides 8, 16, 32, shared dense head, FocusPixel head.
-
-    ``forward(batch uint8 [N, 3, H, W], sizes int [N, 2])`` returns one `Output` per chip and
-    FocusPixel probabilities [N, H/16, W/16]. H and W must be multiples of 32; ``sizes`` are the
-    (height, width) of the chips inside the padded batch, detections never leave them.
-    """
+    loss_names = ("class", "box", "focus")
 
     def __init__(
         self,
@@ -54,28 +45,17 @@ class AutoFocusDetector(nn.Module):
         width: float = 1.0,
         channels: int = 96,
         head_depth: int = 2,
+        norm: str = "bn",
     ) -> None:
-        super().__init__()
-        self.backbone = build_backbone(backbone, width)
+        super().__init__(num_classes)
+        self.backbone = build_backbone(backbone, width, norm)
         self.fpn = FeaturePyramidNetwork(self.backbone.out_channels, channels)
         self.head = DenseHead(channels, num_classes, head_depth, len(STRIDES))
-        self.focus_head = FocusHead(channels, channels)
-        self.num_classes = num_classes
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
-
-    mean: Tensor
-    std: Tensor
+        self.focus_head = FocusHead(2 * channels, channels)
 
     def raw(self, batch: Tensor) -> RawOutput:
         """Dense predictions of a batch uint8 [N, 3, H, W] before any selection."""
-        height, width = batch.shape[-2:]
-        if height % INPUT_MULTIPLE or width % INPUT_MULTIPLE:
-            raise ValueError(
-                f"batch is {height}x{width}; pad both sides to multiples of {INPUT_MULTIPLE}"
-            )
-        images = (batch.float() - self.mean) / self.std
-        levels = self.fpn(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+        levels = self.fpn(self.backbone(self.normalised(batch)))
         logits, boxes, points = [], [], []
         for number, stride in enumerate(STRIDES):
             level = levels[str(stride)]
@@ -84,11 +64,11 @@ class AutoFocusDetector(nn.Module):
             logits.append(level_logits.float())
             boxes.append(_to_boxes(level_points, distances.float() * stride))
             points.append(level_points)
-        focus = self.focus_head(levels["8"], levels["16"]).float()
+        focus = self.focus_head(focus_input(levels["8"], levels["16"])).float()
         return RawOutput(torch.cat(logits, 1), torch.cat(boxes, 1), torch.cat(points), focus)
 
     def losses(self, batch: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Named losses of a training batch uint8 [N, 3, H, W]."""
+        """Loss parts of a training batch; see `Detector.losses`."""
         out = self.raw(batch)
         losses = detection_losses(out.class_logits, out.boxes, out.points, targets)
         losses["focus"] = focus_loss(out.focus, targets.focus)
@@ -103,15 +83,26 @@ class AutoFocusDetector(nn.Module):
         nms_iou: float = 0.6,
         max_detections: int = 300,
     ) -> tuple[list[Output], Tensor]:
-        """Detections of each chip and FocusPixel probabilities; see the class."""
+        """Detections of each chip and FocusPixel probabilities; see `Detector.forward`."""
         out = self.raw(batch)
         scores = out.class_logits.sigmoid()
-        outputs = [
-            _select(scores[i], out.boxes[i], out.points, sizes[i], min_score, nms_iou)
-            for i in range(len(batch))
-        ]
-        cut = [_head_of(output, max_detections) for output in outputs]
-        return cut, out.focus.sigmoid()
+        outputs = []
+        for score, box, size in zip(scores, out.boxes, sizes, strict=True):
+            own = own_points(out.points, size)
+            found = select_detections(score[own], box[own, None], size, min_score, nms_iou)
+            outputs.append(found.head(max_detections))
+        return outputs, out.focus.sigmoid()
+
+    @torch.inference_mode()
+    def proposals(self, batch: Tensor, sizes: Tensor, count: int = 300) -> list[Output]:
+        """The likeliest boxes by their best class score; see `Detector.proposals`."""
+        out = self.raw(batch)
+        scores = out.class_logits.amax(-1).sigmoid()
+        outputs = []
+        for score, box, size in zip(scores, out.boxes, sizes, strict=True):
+            own = own_points(out.points, size)
+            outputs.append(select_proposals(score[own], box[own], size, count))
+        return outputs
 
 
 def _points(rows: int, columns: int, stride: int, device: torch.device) -> Tensor:
@@ -127,29 +118,4 @@ def _to_boxes(points: Tensor, distances: Tensor) -> Tensor:
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1)
 
 
-def _select(
-    scores: Tensor, boxes: Tensor, points: Tensor, size: Tensor, min_score: float, nms_iou: float
-) -> Output:
-    """Threshold, clip to the chip's own size and suppress duplicates of one chip."""
-    height, width = int(size[0]), int(size[1])
-    own = (points[:, 0] < width) & (points[:, 1] < height)
-    keep = (scores >= min_score) & own[:, None]
-    point, label = keep.nonzero(as_tuple=True)
-    score = scores[point, label]
-    if len(score) > 3000:
-        score, order = score.topk(3000)
-        point, label = point[order], label[order]
-    box = boxes[point]
-    limit = box.new_tensor([width, height, width, height])
-    box = torch.minimum(box.clamp(min=0), limit)
-    solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
-    box, score, label = box[solid], score[solid], label[solid]
-    chosen = batched_nms(box, score, label, nms_iou)
-    return Output(box[chosen], score[chosen], label[chosen])
-
-
-def _head_of(output: Output, count: int) -> Output:
-    return Output(output.boxes[:count], output.scores[:count], output.labels[:count])
-
-
-__all__ = ["INPUT_MULTIPLE", "AutoFocusDetector", "Output"]
+__all__ = ["INPUT_MULTIPLE", "AutoFocusDetector", "Detector", "Output", "RawOutput"]

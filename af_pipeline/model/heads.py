@@ -78,22 +78,26 @@ class DenseHead(nn.Module):
 
 
 class FocusHead(nn.Module):
-    """FocusPixel head (AutoFocus §3.1): 3x3 conv, 1x1 conv, one logit per stride-16 cell.
+    """FocusPixel head (AutoFocus §3.1): 3x3 conv, 1x1 conv, one logit per stride-16 cell."""
 
-    It also reads the stride-8 level, max-pooled, since the objects it must notice are the ones
-    too small for the stride-16 level.
-    """
-
-    def __init__(self, channels: int, hidden: int) -> None:
+    def __init__(self, in_channels: int, hidden: int) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(2 * channels, hidden, 3, padding=1)
+        self.mix = nn.Conv2d(in_channels, hidden, 3, padding=1)
         self.hidden = nn.Conv2d(hidden, hidden, 1)
         self.logit = nn.Conv2d(hidden, 1, 1)
         nn.init.normal_(self.logit.weight, std=0.01)
         nn.init.constant_(self.logit.bias, -math.log(9.0))  # type: ignore[arg-type]
 
-    def forward(self, stride8: Tensor, stride16: Tensor) -> Tensor:
-        """Levels [N, C, H/8, W/8] and [N, C, H/16, W/16] -> focus logits [N, H/16, W/16]."""
-        x = torch.cat([F.max_pool2d(stride8, 2), stride16], dim=1)
-        x = F.relu(self.hidden(F.relu(self.mix(x))))
+    def forward(self, stride16: Tensor) -> Tensor:
+        """Map [N, C, H/16, W/16] -> focus logits [N, H/16, W/16]."""
+        x = F.relu(self.hidden(F.relu(self.mix(stride16))))
         return self.logit(x).squeeze(1)
+
+
+def focus_input(stride8: Tensor, stride16: Tensor) -> Tensor:
+    """Levels [N, C, H/8, W/8] and [N, C, H/16, W/16] side by side at stride 16: [N, 2C, ...].
+
+    The finer level, max-pooled, is there since the objects that a FocusPixel must notice are
+    the ones too small for the stride-16 level.
+    """
+    return torch.cat([F.max_pool2d(stride8, 2), stride16], dim=1)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss
 
-IGNORE = -1  # focus label of a cell that gives no loss
+IGNORE = -1  # label of what gives no loss
+CROWD_SHARE = 0.5  # so much of a box inside a crowd makes it one of the crowd
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,18 @@ class Targets:
     """Targets of a batch, padded to M boxes an image; coordinates in chip px, half-open.
 
     boxes [N, M, 4] float32 xyxy; labels [N, M] int64; valid [N, M] bool: learn this box;
-    ignored [N, M] bool: give no loss inside this box; focus [N, h, w] int64 in {-1, 0, 1}.
+    ignored [N, M] bool: give no loss inside this box; crowd [N, M] bool: those of them around
+    groups; focus [N, h, w] int64 in {-1, 0, 1}; ranges [N, 2] float32: sqrt(area) in chip px,
+    above and up to, that each chip answers for.
     """
 
     boxes: Tensor
     labels: Tensor
     valid: Tensor
     ignored: Tensor
+    crowd: Tensor
     focus: Tensor
+    ranges: Tensor
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,17 @@ def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     area_a = (a[..., 2:] - a[..., :2]).clamp(min=0).prod(-1)
     area_b = (b[..., 2:] - b[..., :2]).clamp(min=0).prod(-1)
     return intersection / (area_a + area_b - intersection).clamp(min=1e-6)
+
+
+def share_inside(boxes: Tensor, crowd: Tensor) -> Tensor:
+    """Largest share [A] of each box [A, 4] that lies inside one of ``crowd`` [K, 4]."""
+    if not len(crowd):
+        return boxes.new_zeros(len(boxes))
+    low = torch.maximum(boxes[:, None, :2], crowd[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], crowd[None, :, 2:])
+    inside = (high - low).clamp(min=0).prod(-1)
+    area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1).clamp(min=1e-6)
+    return (inside / area[:, None]).amax(1)
 
 
 def points_inside(points: Tensor, boxes: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from af_pipeline.data.coco import AnnotationError, load_coco
+from af_pipeline.data.annotations import AnnotationError
+from af_pipeline.data.coco import load_coco
 from tests.realdata import real_data
 
 

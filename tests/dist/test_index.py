@@ -10,9 +10,9 @@ from PIL import Image
 
 from af_pipeline.dist.graph import plan_pools
 from af_pipeline.dist.index import Outcome, index, summary
-from af_pipeline.dist.sink import chips_table, detections_table
 from af_pipeline.schema import CHIPS, DETECTIONS, IMAGES, STORED_ROW
 from af_pipeline.settings import IndexConfig
+from af_pipeline.tables import chips_table, detections_table
 from tests.dist.planted import (
     CLASS_NAMES,
     RAISES,

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from af_pipeline.dist.index import Outcome, index
-from af_pipeline.dist.sink import OutputError, chips_table, detections_table
+from af_pipeline.dist.sink import OutputError
 from af_pipeline.schema import ImageRow
+from af_pipeline.tables import chips_table, detections_table
 from tests.dist.planted import (
     CLASS_NAMES,
     SCENE,

@@ -1,51 +1,29 @@
-"""Training on a real Ray Train: checkpoints, metrics, going on where a run stopped."""
+"""Training on a real Ray Train: checkpoints, metrics, validation, workers, going on."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from af_pipeline.data.synthetic import CLASS_NAMES
-from af_pipeline.model.checkpoint import load_detector
-from jobs.train import main
+from af_pipeline.data.synthetic import CLASS_NAMES, render_scene
+from af_pipeline.model.checkpoint import load_detector, load_info
+from tests.dist.training import job, losses, records, steps
+from tests.pictures import save
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
-
-
-def job(folder: Path, *sets: str) -> int:
-    tree = {
-        "data": {"synthetic_scenes": 2, "synthetic_share": 1},
-        "model": {"width": 0.25, "channels": 16, "head_depth": 0},
-        "pyramid": [{"factor": 0.5, "valid_range": [40, -1]}, {"factor": 1.0}],
-        "chips": {"size": 64},
-        "optim": {"steps": 6, "global_batch": 2, "warmup_steps": 2, "bf16": False},
-        "run": {
-            "output": str(folder),
-            "name": "tiny",
-            "threads": 1,
-            "log_every": 1,
-            "checkpoint_every": 3,
-        },
-    }
-    path = folder / "train.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return main(["--config", str(path), *(part for one in sets for part in ("--set", one))])
-
-
-def steps(folder: Path) -> list[int]:
-    lines = (folder / "tiny/metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    assert all(record["total"] > 0 and record["chips_per_s"] > 0 for record in records)
-    return [int(record["step"]) for record in records]
 
 
 def test_a_run_and_its_continuation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert job(tmp_path) == 0
     weights = tmp_path / "tiny/tiny.safetensors"
-    assert f"checkpoint: {weights}" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"checkpoint: {weights}" in output
+    assert "chips an epoch" in output
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+    for record in records(tmp_path):
+        assert {"class", "box", "focus", "total", "grad_norm", "lr", "chips_per_s"} <= set(record)
+    assert list((tmp_path / "tiny/tensorboard").iterdir())
     first, info = load_detector(weights)
     assert info.class_names == CLASS_NAMES
     assert info.training["step"] == 6
@@ -65,15 +43,75 @@ def test_a_run_and_its_continuation(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert any(changed)
 
 
+def test_two_workers_see_what_one_sees(tmp_path: Path) -> None:
+    """The first loss is of the same weights on the same chips, however they are shared out.
+
+    Batch norms see half a batch each, so they are frozen here.
+    """
+    frozen = ("model.norm=frozen_bn", "optim.steps=2", "optim.global_batch=4")
+    assert job(tmp_path, *frozen, "run.name=one") == 0
+    assert job(tmp_path, *frozen, "run.name=two", "run.workers=2") == 0
+    one, two = records(tmp_path, "one"), records(tmp_path, "two")
+    assert len(one) == len(two) == 2
+    # Each worker divides by its own cells and objects: the means are near, not equal.
+    assert two[0]["focus"] == pytest.approx(one[0]["focus"], rel=0.05)
+
+
+def annotations(folder: Path, count: int = 2) -> Path:
+    """Drawn scenes as a COCO json with its images."""
+    images, boxes = [], []
+    (folder / "images").mkdir(parents=True)
+    for number in range(count):
+        scene = render_scene(number, 256, 256)
+        (folder / f"images/{number}.png").write_bytes(save(scene.image, "PNG"))
+        images.append({"id": number, "file_name": f"{number}.png", "width": 256, "height": 256})
+        for (x0, y0, x1, y1), label in zip(scene.boxes.tolist(), scene.labels, strict=True):
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": int(label) + 1}
+            boxes.append({"id": len(boxes), "image_id": number, "iscrowd": 0, **box})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)]
+    tree = {"images": images, "annotations": boxes, "categories": categories}
+    path = folder / "val.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def test_validation_keeps_the_best(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    val = annotations(tmp_path / "data")
+    sets = (
+        f"data.val={val}",
+        "validation.every=3",
+        f"validation.index={tmp_path / 'index.yaml'}",
+        "run.workers=2",
+    )
+    assert job(tmp_path, *sets) == 0
+    lines = (tmp_path / "tiny/metrics.jsonl").read_text().splitlines()
+    scored = [json.loads(line) for line in lines if "val_AP" in line]
+    assert [record["step"] for record in scored] == [3, 6]
+    assert all(0 <= record["val_AP"] <= record["val_AP50"] <= 1 for record in scored)
+    best = max(scored, key=lambda record: (record["val_AP"], -record["step"]))
+    info = load_info(tmp_path / "tiny/tiny.safetensors")
+    assert info.training["step"] == best["step"]
+    assert info.training["val_AP"] == pytest.approx(best["val_AP"], abs=1e-5)
+    assert len(losses(tmp_path)) == 6
+
+
 def test_unusable_data_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for change, reason in (
-        ("data.synthetic_share=0", "error: no training images: set data.train"),
-        ("classes=[cat]", "error: synthetic scenes have the classes"),
-        ("data.train={}/none.json", "error: there is nothing at"),
-        ("optim.speed=3", "unknown key 'optim.speed'"),
+    data = annotations(tmp_path / "data")
+    mixed = "data.synthetic_share=0.5"
+    for changes, reason in (
+        (["data.synthetic_share=0"], "error: no training images: set data.train"),
+        (["data.synthetic_scenes=0"], "error: no training images: set data.train"),
+        ([f"data.train={data}"], "leaves data.train unused"),
+        ([mixed, f"data.train={data}", "classes=[cat]"], "car"),
+        ([f"data.train={tmp_path}/none.json"], "error: "),
+        ([mixed, f"data.train={data}", "data.proposals=nowhere"], "data.proposals="),
+        (["model.weights=nowhere.pth"], "nowhere.pth"),
+        (["optim.speed=3"], "unknown key 'optim.speed'"),
+        (["validation.every=3"], "validation.every needs data.val"),
     ):
-        assert job(tmp_path, change.format(tmp_path)) == 2
+        assert job(tmp_path, *changes) == 2, changes
         error = capsys.readouterr().err
         assert reason in error
+        assert error.startswith("error: ")
         assert error.count("\n") == 1
     assert not (tmp_path / "tiny").exists()

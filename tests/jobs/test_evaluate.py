@@ -74,6 +74,67 @@ def test_prints_the_table_and_writes_metrics_json(out: Path, truth: Path) -> Non
     assert written["num_detections"] == {"car": 2}
 
 
+def test_voc_scores_and_false_positives(out: Path, truth: Path) -> None:
+    found = {"image_id": "a.jpg", "label": "car", **BOX}
+    rows = [{**found, "score": 0.9}, {**found, "score": 0.4}, {**found, "score": 0.2}]
+    write_table(out / "detections", rows)
+    done = evaluate(out, truth)
+    assert done.returncode == 0, done.stderr
+    assert "11-point@0.5" in done.stdout
+    assert "false positives per image at score >= 0.3: 0.500" in done.stdout
+    written = json.loads((out / "metrics.json").read_text())
+    assert written["voc"]["overall"] == {"ap11": pytest.approx(6 / 11), "ap": pytest.approx(0.5)}
+    assert written["voc"]["per_class"]["car"] == written["voc"]["overall"]
+    assert written["false_positives_per_image"] == {"score": 0.3, "value": 0.5}
+    options = ("--fp-score", "0.1", "--min-score", "0.15", "--voc-iou", "0.75")
+    assert evaluate(out, truth, *options).returncode == 0
+    written = json.loads((out / "metrics.json").read_text())
+    assert written["voc"]["iou"] == 0.75
+    assert written["false_positives_per_image"] == {"score": 0.15, "value": 1.0}
+
+
+def voc_set(root: Path) -> Path:
+    """A VOC image set of a.jpg with the car of `truth` and one box without area."""
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    boxes = [(11, 11, 60, 60), (5, 5, 5, 5)]
+    things = "".join(
+        f"<object><name>car</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
+        f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+        for x0, y0, x1, y1 in boxes
+    )
+    size = "<size><width>100</width><height>100</height></size>"
+    (root / "Annotations/a.xml").write_text(f"<annotation>{size}{things}</annotation>")
+    (root / "JPEGImages/a.jpg").write_bytes(b"x")
+    (root / "ImageSets/Main/test.txt").write_text("a\n")
+    return root / "ImageSets/Main/test.txt"
+
+
+def test_ground_truth_from_voc(out: Path, tmp_path: Path) -> None:
+    path = voc_set(tmp_path / "VOC")
+    assert_refused(evaluate(out, path), "a.xml: object 2 'car' has the box (5, 5, 5, 5)")
+    done = evaluate(out, path, "--on-broken", "drop")
+    assert done.returncode == 0, done.stderr
+    assert "1 broken ground-truth boxes were left out" in done.stderr
+    written = json.loads((out / "metrics.json").read_text())
+    assert written["overall"]["AP"] == pytest.approx(1.0)
+    assert written["voc"]["overall"]["ap"] == 1.0
+    assert written["num_ground_truth"] == {"car": 1}
+
+
+def test_ground_truth_from_parquet(out: Path, tmp_path: Path) -> None:
+    row = {"image": "a.jpg", "label": "car", **BOX, "width": 100, "height": 100}
+    write_table(tmp_path / "truth", [row])
+    done = evaluate(out, tmp_path / "truth")
+    assert done.returncode == 0, done.stderr
+    written = json.loads((out / "metrics.json").read_text())
+    assert written["overall"]["AP"] == pytest.approx(1.0)
+
+
+def test_ground_truth_of_no_known_kind(out: Path, tmp_path: Path) -> None:
+    assert_refused(evaluate(out, tmp_path / "truth.yaml"), "give a COCO .json, a VOC image set")
+
+
 def test_min_score_and_output(out: Path, truth: Path, tmp_path: Path) -> None:
     target = tmp_path / "scores.json"
     done = evaluate(out, truth, "--min-score", "0.5", "--output", str(target), "--max-dets", "7")

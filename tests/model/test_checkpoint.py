@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torchvision.models import mobilenet_v2
 
-from af_pipeline.model.backbones import build_backbone, load_backbone_weights
 from af_pipeline.model.checkpoint import (
     CheckpointError,
     CheckpointInfo,
@@ -21,6 +19,7 @@ from af_pipeline.model.checkpoint import (
     load_info,
     save_checkpoint,
 )
+from af_pipeline.model.detector import AutoFocusDetector
 
 MODEL = {"backbone": "mobilenet_v2", "width": 0.25, "channels": 16, "head_depth": 1}
 NAMES = ("car", "truck")
@@ -52,6 +51,8 @@ def test_load_gives_what_was_saved(saved: Path) -> None:
     torch.manual_seed(0)
     original = build_detector(MODEL, len(NAMES)).eval()
     loaded, info = load_detector(saved)
+    assert isinstance(original, AutoFocusDetector)
+    assert isinstance(loaded, AutoFocusDetector)
     assert not loaded.training
     assert info.class_names == NAMES
     assert info.training == {"step": 7}
@@ -107,6 +108,9 @@ def test_a_missing_json(saved: Path) -> None:
         (lambda info: info["model"].update(width=0.5), "does not fit its json's model"),
         (lambda info: info["model"].update(backbone="vgg"), "unknown backbone 'vgg'"),
         (lambda info: info["model"].update(width="wide"), "has an unfit model"),
+        (lambda info: info["model"].update(kind="yolo"), "unfit model: unknown kind 'yolo'"),
+        (lambda info: info["model"].update(norm="ln"), "unfit model: unknown norm 'ln'"),
+        (lambda info: info["model"].update(kind="faster_rcnn"), "does not fit its json's model"),
     ],
 )
 def test_an_unfit_json(saved: Path, edit: Callable[[dict], object], part: str) -> None:
@@ -136,47 +140,19 @@ def test_weights_of_another_network(saved: Path) -> None:
         load_detector(saved)
 
 
-# ---- torchvision's weights
+def test_jsons_from_before_there_were_kinds(saved: Path) -> None:
+    """They lack the newer keys and have one more; the detector is the dense one."""
+    change(saved, lambda info: info["model"].update(backbone_weights=None))
+    detector, info = load_detector(saved)
+    assert isinstance(detector, AutoFocusDetector)
+    assert set(info.model) == {*MODEL, "extra", "backbone_weights"}
 
 
-def test_torchvision_weights_load() -> None:
-    classifier = mobilenet_v2(weights=None, width_mult=0.25).eval()
-    with torch.no_grad():
-        for value in classifier.state_dict().values():
-            if value.is_floating_point():
-                value.uniform_(0.5, 1.5)
-    backbone = build_backbone("mobilenet_v2", 0.25).eval()
-    unused = load_backbone_weights(backbone, classifier.state_dict())
-    assert "classifier.1.weight" in unused
-    assert all(name.startswith(("classifier.", "features.17", "features.18")) for name in unused)
-    images = torch.rand(1, 3, 64, 64)
-    with torch.inference_mode():
-        maps = backbone(images)
-        wanted = classifier.features[:17](images)
-    assert list(maps) == ["8", "16", "32"]
-    assert [tuple(m.shape[1:]) for m in maps.values()] == [
-        (channels, 64 // stride, 64 // stride)
-        for channels, stride in zip(backbone.out_channels, (8, 16, 32), strict=True)
-    ]
-    assert torch.equal(maps["32"], wanted)
-
-
-def test_torchvision_weights_of_another_width_are_refused() -> None:
-    state = mobilenet_v2(weights=None, width_mult=0.5).state_dict()
-    backbone = build_backbone("mobilenet_v2", 0.25)
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    with pytest.raises(ValueError, match="use weights of the same width"):
-        load_backbone_weights(backbone, state)
-    for name, value in backbone.state_dict().items():
-        assert torch.equal(value, before[name])
-
-
-def test_weights_of_another_network_are_refused() -> None:
-    backbone = build_backbone("mobilenet_v2", 0.25)
-    with pytest.raises(ValueError, match=r"lack \d+ entries of the backbone, first 'blocks"):
-        load_backbone_weights(backbone, {"conv1.weight": torch.zeros(1)})
-
-
-def test_unknown_backbone() -> None:
-    with pytest.raises(ValueError, match="unknown backbone 'vgg'; known: mobilenet_v2"):
-        build_backbone("vgg", 1.0)
+def test_the_committed_detector_loads() -> None:
+    path = Path(__file__).parents[2] / "checkpoints" / "aerial_tiny.safetensors"
+    detector, info = load_detector(path)
+    assert isinstance(detector, AutoFocusDetector)
+    assert detector.num_classes == len(info.class_names) == 5
+    assert detector.loss_names == ("class", "box", "focus")
+    for name, value in load_file(path).items():
+        assert torch.equal(detector.state_dict()[name], value), name

@@ -1,17 +1,12 @@
 """The detector: shapes, padding, batches, and whether it can learn at all."""
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from af_pipeline.engine import LossModule, OptimRule, build_optimizer, collate, train_step
-from af_pipeline.focus import FocusRule
-from af_pipeline.model.detector import AutoFocusDetector, Output
-from af_pipeline.samples import PAD_VALUE, LabelledImage, SampleRule, draw_sample
-from af_pipeline.scales import Scale
-from af_pipeline.sniper import WindowRule
+from af_pipeline.model.detector import AutoFocusDetector
+from tests.model.chips import chips, close, missing_gradients, padded, sizes, targets, teach
 
 CLASSES = 3
 
@@ -24,22 +19,6 @@ def detector() -> AutoFocusDetector:
     for conv in (made.head.class_logits, made.head.box_distances):
         torch.nn.init.normal_(conv.weight, std=0.2)
     return made.eval()
-
-
-def chips(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    made = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(0, 256, (count, 3, height // 8, width // 8), generator=made)
-    return torch.nn.functional.interpolate(coarse.float(), scale_factor=8, mode="bilinear").byte()
-
-
-def padded(batch: Tensor, height: int, width: int) -> Tensor:
-    canvas = torch.full((len(batch), 3, height, width), PAD_VALUE, dtype=torch.uint8)
-    canvas[..., : batch.shape[-2], : batch.shape[-1]] = batch
-    return canvas
-
-
-def sizes(*rows: tuple[int, int]) -> Tensor:
-    return torch.tensor(rows)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (96, 64), (64, 160)])
@@ -109,12 +88,6 @@ def test_selection_follows_its_arguments(detector: AutoFocusDetector) -> None:
     assert none.scores.shape == none.labels.shape == (0,)
 
 
-def close(a: Output, b: Output) -> None:
-    torch.testing.assert_close(a.scores, b.scores, atol=1e-4, rtol=0)
-    torch.testing.assert_close(a.boxes, b.boxes, atol=1e-3, rtol=0)
-    assert torch.equal(a.labels, b.labels)
-
-
 def test_a_chip_alone_is_as_in_a_batch(detector: AutoFocusDetector) -> None:
     batch = chips(3, 96, 64)
     whole = sizes((96, 64), (90, 50), (60, 64))
@@ -134,37 +107,50 @@ def test_inference_keeps_no_gradient(detector: AutoFocusDetector) -> None:
     assert not outputs[0].boxes.requires_grad
 
 
+# ---- proposals
+
+
+def test_proposals_are_the_best_boxes_of_any_class(detector: AutoFocusDetector) -> None:
+    batch = padded(chips(1, 96, 128)[..., :70, :41], 96, 128)
+    (every,) = detector.proposals(batch, sizes((70, 41)), 1000)
+    assert len(every.boxes) > 20
+    assert not every.labels.any()
+    assert every.scores.tolist() == sorted(every.scores.tolist(), reverse=True)
+    assert (every.boxes[:, :2] >= 0).all()
+    assert (every.boxes[:, 2:] <= torch.tensor([41, 70])).all()
+    assert box_iou(every.boxes, every.boxes).triu(1).max() <= 0.7 + 1e-6
+    (few,) = detector.proposals(batch, sizes((70, 41)), 7)
+    close(few, every.head(7))
+    raw = detector.raw(batch)
+    own = (raw.points[:, 0] < 41) & (raw.points[:, 1] < 70)
+    assert every.scores[0] == raw.class_logits[0, own].sigmoid().max()
+
+
 # ---- learning
 
-OBJECTS = np.array([[20, 30, 60, 54], [80, 20, 110, 84]], np.float32)
-LEARNING = OptimRule(60, 5e-3, 0.0, 5, 10.0, 0.9, {"class": 1, "box": 2, "focus": 1}, False)
+
+@pytest.mark.parametrize("norm", ["bn", "frozen_bn", "gn"])
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet50"])
+def test_every_parameter_has_a_gradient(backbone: str, norm: str) -> None:
+    torch.manual_seed(0)
+    width = 0.25 if backbone == "mobilenet_v2" else 1.0
+    detector = AutoFocusDetector(CLASSES, backbone, width, 16, 1, norm).train()
+    wanted = targets(64, [((8, 8, 40, 40), 1, True)], [((8, 8, 40, 40), 1, False)])
+    for given in (wanted, targets(64, [], [])):
+        losses = detector.losses(chips(2, 64, 64), given)
+        assert tuple(losses) == detector.loss_names
+        detector.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        assert missing_gradients(detector) == []
 
 
 @pytest.fixture(scope="module")
 def taught() -> tuple[AutoFocusDetector, Tensor, Tensor]:
     """A small detector after 60 steps on one chip -> (detector, chip, the chip's boxes)."""
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    image = rng.integers(90, 130, (128, 128, 3)).astype(np.uint8)
-    for (x0, y0, x1, y1), colour in zip(OBJECTS.astype(int), (240, 20), strict=True):
-        image[y0:y1, x0:x1] = colour
-    labelled = LabelledImage(image, OBJECTS, np.array([0, 2], np.int32), np.zeros(2, bool))
-    rule = SampleRule((Scale(1.0),), FocusRule(), WindowRule(128), 0.0)
-    sample = draw_sample(rng, labelled, np.ones(CLASSES), rule)
-    images, targets = collate([sample])
     detector = AutoFocusDetector(CLASSES, width=0.25, channels=32, head_depth=1)
-    # One chip gives no statistics worth averaging: normalise by its own, learned at once.
-    for module in detector.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.3
-    model = LossModule(detector)
-    optimizer = build_optimizer(model, LEARNING)
-    first = last = 0.0
-    for step in range(LEARNING.steps):
-        losses = train_step(model, optimizer, images, targets, LEARNING, step)
-        first, last = first or losses["total"], losses["total"]
-    assert last < first / 4
-    return detector.eval(), images, targets.boxes[0]
+    images, wanted = teach(detector, 60, 5e-3)
+    return detector, images, wanted.boxes[0]
 
 
 def test_one_chip_can_be_learned(taught: tuple[AutoFocusDetector, Tensor, Tensor]) -> None:

@@ -38,7 +38,8 @@ def targets(*images: list[tuple[Box, int, bool]]) -> Targets:
             boxes[i, j] = torch.tensor(box)
             labels[i, j], valid[i, j], ignored[i, j] = label, good, not good
     focus = torch.zeros(len(images), SIDE // 16, SIDE // 16, dtype=torch.int64)
-    return Targets(boxes, labels, valid, ignored, focus)
+    ranges = torch.tensor([[0.0, float("inf")]] * len(images))
+    return Targets(boxes, labels, valid, ignored, ignored & False, focus, ranges)
 
 
 def predictions(count: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,85 @@
+"""From dense scores and boxes to few: thresholds, clipping to the chip, duplicates.
+
+Coordinates are network-input px of a chip, half-open boxes x0, y0, x1, y1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, nms
+
+CANDIDATES = 3000  # detections that enter the NMS of one chip
+PROPOSAL_IOU = 0.7  # overlap at which a proposal suppresses another (SNIPER and its RPN)
+MIN_SIDE = 1.0  # sides of the least proposal, px
+
+
+@dataclass(frozen=True)
+class Output:
+    """Detections of one chip: boxes [D, 4], scores [D] descending, labels [D] int64."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def head(self, count: int) -> Output:
+        """The first ``count`` of them."""
+        return Output(self.boxes[:count], self.scores[:count], self.labels[:count])
+
+
+def own_points(points: Tensor, size: Tensor) -> Tensor:
+    """Which points [A, 2] (x, y) lie in a chip of ``size`` (height, width), not in padding: [A]."""
+    return (points[:, 0] < int(size[1])) & (points[:, 1] < int(size[0]))
+
+
+def clipped(boxes: Tensor, size: Tensor) -> Tensor:
+    """Boxes [D, 4] cut to a chip of ``size`` (height, width)."""
+    height, width = int(size[0]), int(size[1])
+    limit = boxes.new_tensor([width, height, width, height])
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def select_detections(
+    scores: Tensor, boxes: Tensor, size: Tensor, min_score: float, nms_iou: float
+) -> Output:
+    """Detections of one chip: scores [A, C], boxes [A, C, 4] or, for all classes, [A, 1, 4].
+
+    NMS at ``nms_iou`` is class by class; boxes are cut to ``size``.
+    """
+    point, label = (scores >= min_score).nonzero(as_tuple=True)
+    score = scores[point, label]
+    if len(score) > CANDIDATES:
+        score, order = score.topk(CANDIDATES)
+        point, label = point[order], label[order]
+    box = clipped(boxes[point, label.clamp(max=boxes.shape[1] - 1)], size)
+    solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
+    box, score, label = box[solid], score[solid], label[solid]
+    chosen = batched_nms(box, score, label, nms_iou)
+    return Output(box[chosen], score[chosen], label[chosen])
+
+
+def select_proposals(
+    scores: Tensor,
+    boxes: Tensor,
+    size: Tensor,
+    count: int,
+    limits: tuple[float, float] = (0.0, math.inf),
+    pre_nms: int = 2000,
+) -> Output:
+    """The best ``count`` class-agnostic boxes of one chip: scores [A], boxes [A, 4].
+
+    Boxes are cut to ``size``; those whose sqrt(area) in px is not above and up to ``limits`` go
+    *before* NMS, as in SNIPER, so that they suppress nothing. ``pre_nms`` bounds what enters it.
+    """
+    boxes = clipped(boxes, size)
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
+    side = sides.prod(-1).sqrt()
+    keep = (sides >= MIN_SIDE).all(-1) & (side > limits[0]) & (side <= limits[1])
+    boxes, scores = boxes[keep], scores[keep]
+    scores, order = scores.topk(min(pre_nms, len(scores)))
+    boxes = boxes[order]
+    chosen = nms(boxes, scores, PROPOSAL_IOU)[:count]
+    return Output(boxes[chosen], scores[chosen], torch.zeros_like(chosen))

@@ -1,0 +1,75 @@
+"""Finished rows as the flat tables of a run's output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from af_pipeline.schema import CHIPS, DETECTIONS, IMAGES, ImageRow, join_detections
+
+
+def detections_table(rows: Sequence[ImageRow], class_names: Sequence[str]) -> pa.Table:
+    """One row a detection, `DETECTIONS`."""
+    ids = np.repeat([row.image_id for row in rows], [len(row.detections) for row in rows])
+    found = join_detections([row.detections for row in rows])
+    boxes, labels = found.boxes, found.labels
+    names = [class_names[label] for label in labels]
+    columns = [
+        pa.array(ids.tolist(), pa.string()),
+        pa.array(labels, pa.int32()),
+        pa.array(names, pa.string()),
+        pa.array(found.scores, pa.float32()),
+        *[pa.array(boxes[:, i], pa.float32()) for i in range(4)],
+        pa.array(found.scales, pa.int8()),
+    ]
+    return pa.Table.from_arrays(columns, schema=DETECTIONS)
+
+
+def images_table(rows: Sequence[ImageRow], run_id: str) -> pa.Table:
+    """One row an image, `IMAGES`."""
+    records = [
+        {
+            "image_id": row.image_id,
+            "uri": row.uri,
+            "width": row.width,
+            "height": row.height,
+            "status": "error" if row.error else "ok",
+            "error": row.error,
+            "num_detections": len(row.detections),
+            "num_chips": sum(row.ledger.chips[1:]),
+            "pixels_processed": sum(row.ledger.pixels),
+            "pixels_padded": sum(row.ledger.padded),
+            "pixels_pyramid": row.ledger.pixels_pyramid,
+            "bytes": row.bytes,
+            "run_id": run_id,
+            "dropped_border": row.ledger.dropped_border,
+            "dropped_range": row.ledger.dropped_range,
+            "dropped_score": row.ledger.dropped_score,
+            "dropped_nms": row.ledger.dropped_nms,
+            "decode_ms": row.ledger.decode_ms,
+            "forward_ms": row.ledger.forward_ms,
+            "pixels_per_scale": row.ledger.pixels,
+            "chips_per_scale": row.ledger.chips,
+        }
+        for row in rows
+    ]
+    return pa.Table.from_pylist(records, schema=IMAGES)
+
+
+def chips_table(rows: Sequence[ImageRow]) -> pa.Table:
+    """One row a FocusChip, `CHIPS`; the coarse look at the whole image is not a FocusChip."""
+    records = [
+        {
+            "image_id": row.image_id,
+            "scale": chip.scale,
+            "lane": chip.lane,
+            **dict(zip(("x0", "y0", "x1", "y1"), chip.box, strict=True)),
+            "focus": chip.focus,
+        }
+        for row in rows
+        for chip in row.chips
+        if chip.scale > 0
+    ]
+    return pa.Table.from_pylist(records, schema=CHIPS)

@@ -1,0 +1,63 @@
+"""Scoring a detector on annotated images with the cascade that the index job runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from af_pipeline.cascade import Plan, run_cascade
+from af_pipeline.codec import decode_image
+from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
+from af_pipeline.data.load import to_coco
+from af_pipeline.data.sources import read_bytes
+from af_pipeline.metrics import evaluate_detections
+from af_pipeline.model.base import Detector
+from af_pipeline.plans import build_plan
+from af_pipeline.predict import TorchPredictor
+from af_pipeline.schema import ImageRow
+from af_pipeline.settings import IndexConfig
+from af_pipeline.tables import detections_table
+
+
+def evenly(images: Sequence[AnnotatedImage], count: int) -> tuple[AnnotatedImage, ...]:
+    """``count`` of the images at even distances; all of them for 0 or where there are fewer."""
+    if not 0 < count < len(images):
+        return tuple(images)
+    return tuple(images[i * len(images) // count] for i in range(count))
+
+
+def run_images(images: Sequence[AnnotatedImage], plan: Plan, predict: TorchPredictor) -> list:
+    """The rows of ``images``, one after the other, without their pixels."""
+    rows = []
+    for image in images:
+        row = ImageRow(image.image_id, image.uri)
+        run_cascade(row, decode_image(read_bytes(image.uri)), plan, predict)
+        row.chips = []
+        rows.append(row)
+    return rows
+
+
+def find_objects(
+    detector: Detector, images: Sequence[AnnotatedImage], index: IndexConfig, device: torch.device
+) -> list[ImageRow]:
+    """What ``detector`` finds in ``images`` under an index config; the detector is not changed."""
+    predict = TorchPredictor(
+        detector,
+        device,
+        bf16=index.bf16,
+        pad_to_lane=index.lanes.pad,
+        min_score=index.detector_score,
+        nms_iou=index.detector_nms,
+    )
+    return run_images(images, build_plan(index), predict)
+
+
+def score_rows(rows: Sequence[ImageRow], dataset: AnnotatedDataset) -> dict[str, float]:
+    """``val_AP``, ``val_AP50`` (COCO, mean over the classes present) and the share of pixels."""
+    table = detections_table(rows, dataset.class_names)
+    overall = evaluate_detections(to_coco(dataset), table).overall
+    processed = sum(sum(row.ledger.pixels) for row in rows)
+    pyramid = sum(row.ledger.pixels_pyramid for row in rows)
+    scores = {f"val_{name}": overall[name] or 0.0 for name in ("AP", "AP50")}
+    return {**scores, "val_pixels_share": processed / max(1, pyramid)}
