@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -143,6 +144,7 @@ def mean_over_workers(
 def _prepare_torch(config: TrainConfig, workers_here: int) -> None:
     torch.set_num_threads(config.run.threads or max(1, (os.cpu_count() or 1) // workers_here))
     torch.manual_seed(config.run.seed)
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train tells each report's every number
     # Moments of channels without gradient decay into denormals: a step then takes six times as
     # long on a CPU. Set before any parallel work, since threads inherit it.
     torch.set_flush_denormal(True)

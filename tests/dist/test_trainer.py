@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from af_pipeline.data.synthetic import CLASS_NAMES, render_scene
+from af_pipeline.data.synthetic import CLASS_NAMES
 from af_pipeline.model.checkpoint import load_detector, load_info
-from tests.dist.training import job, losses, records, steps
-from tests.pictures import save
+from tests.dist.training import annotations, job, losses, records, steps
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -57,22 +56,15 @@ def test_two_workers_see_what_one_sees(tmp_path: Path) -> None:
     assert two[0]["focus"] == pytest.approx(one[0]["focus"], rel=0.05)
 
 
-def annotations(folder: Path, count: int = 2) -> Path:
-    """Drawn scenes as a COCO json with its images."""
-    images, boxes = [], []
-    (folder / "images").mkdir(parents=True)
-    for number in range(count):
-        scene = render_scene(number, 256, 256)
-        (folder / f"images/{number}.png").write_bytes(save(scene.image, "PNG"))
-        images.append({"id": number, "file_name": f"{number}.png", "width": 256, "height": 256})
-        for (x0, y0, x1, y1), label in zip(scene.boxes.tolist(), scene.labels, strict=True):
-            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": int(label) + 1}
-            boxes.append({"id": len(boxes), "image_id": number, "iscrowd": 0, **box})
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)]
-    tree = {"images": images, "annotations": boxes, "categories": categories}
-    path = folder / "val.json"
-    path.write_text(json.dumps(tree))
-    return path
+def test_two_stages_on_two_workers(tmp_path: Path) -> None:
+    """DDP waits for a gradient of every parameter: chips without objects must give one too."""
+    sets = ("model.kind=faster_rcnn", "run.workers=2", "optim.steps=3", "optim.lr=0.0001")
+    assert job(tmp_path, *sets, "chips.negatives=2", "data.synthetic_scenes=1") == 0
+    assert {"rpn_class", "rpn_box", "class", "box", "focus"} <= records(tmp_path)[-1].keys()
+    assert steps(tmp_path) == [1, 2, 3]
+    detector, info = load_detector(tmp_path / "tiny/tiny.safetensors")
+    assert info.model["kind"] == "faster_rcnn"
+    assert detector.loss_names[0] == "rpn_class"
 
 
 def test_validation_keeps_the_best(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import yaml
 
+from af_pipeline.data.synthetic import CLASS_NAMES, render_scene
 from jobs.train import main
+from tests.pictures import save
 
 INDEX = {
     "pyramid": [{"factor": 0.25, "valid_range": [40, -1]}, {"factor": 0.5}],
@@ -55,3 +57,21 @@ def steps(folder: Path, name: str = "tiny") -> list[int]:
 
 def losses(folder: Path, name: str = "tiny") -> list[float]:
     return [record["total"] for record in records(folder, name)]
+
+
+def annotations(folder: Path, count: int = 2) -> Path:
+    """Drawn scenes as a COCO json with its images."""
+    images, boxes = [], []
+    (folder / "images").mkdir(parents=True)
+    for number in range(count):
+        scene = render_scene(number, 256, 256)
+        (folder / f"images/{number}.png").write_bytes(save(scene.image, "PNG"))
+        images.append({"id": number, "file_name": f"{number}.png", "width": 256, "height": 256})
+        for (x0, y0, x1, y1), label in zip(scene.boxes.tolist(), scene.labels, strict=True):
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": int(label) + 1}
+            boxes.append({"id": len(boxes), "image_id": number, "iscrowd": 0, **box})
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)]
+    tree = {"images": images, "annotations": boxes, "categories": categories}
+    path = folder / "val.json"
+    path.write_text(json.dumps(tree))
+    return path
