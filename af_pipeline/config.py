@@ -179,3 +179,21 @@ def config_hash(config: Section, exclude: Sequence[str] = ()) -> str:
     tree = {key: value for key, value in dump_config(config).items() if key not in exclude}
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def tree_differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Differences of two JSON trees, one line each: key, what is there, what is asked for now."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = (dict(enumerate(values)) for values in (old, new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(set(old) | set(new)):
+            below = f"{path}.{key}" if path else key
+            found += tree_differences(old.get(key), new.get(key), below)
+        return found
+    return [] if old == new else [f"{path}: {_short(old)} there, {_short(new)} now"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -6,7 +6,7 @@ import math
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -108,7 +108,7 @@ def make_batches(
     world: int,
     threads: int = 2,
     ahead: int = 4,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of one worker from ``state`` on, made ahead in threads, without end.
 
     Worker ``rank`` of ``world`` takes every world-th chip of each global batch.

@@ -18,7 +18,10 @@ class DataConfig(Section):
 
     train: Paths = Field((), description="annotations to train on; none: only drawn scenes")
     val: Paths = Field((), description="annotations to validate on during training")
-    images: str | None = Field(None, description="image folder, if not where annotations say")
+    images: str | None = Field(
+        None, description="image folder of data.train, if not where annotations say"
+    )
+    val_images: str | None = Field(None, description="image folder of data.val, likewise")
     on_broken: Literal["fail", "drop"] = Field(
         "fail", description="broken annotations: stop and name them, or leave them out and say so"
     )
@@ -164,7 +167,9 @@ class MiningConfig(Section):
     """`jobs/mine.py`: a short training without negative chips, then proposals of every scale."""
 
     steps: int = Field(1000, ge=1, description="steps of the short training")
-    per_scale: int = Field(300, ge=1, description="proposals kept per scale and image")
+    per_scale: int = Field(
+        300, ge=1, description="proposals kept per image: the best so many times the scales"
+    )
     nms_iou: float = Field(0.7, gt=0, le=1, description="overlap that merges proposals")
     ray: RayConfig = RayConfig()
 
@@ -173,7 +178,9 @@ class TrainRunConfig(Section):
     """Where and how a training runs."""
 
     output: str = Field("runs/train", description="directory of checkpoints and logs, or s3://")
-    name: str = Field("aerial_tiny", description="the run's name; the same name resumes")
+    name: str = Field(
+        "mine", pattern=r"^[\w.-]+$", description="the run's name; the same name resumes"
+    )
     workers: int = Field(1, ge=1, description="DDP processes: gloo on CPUs, nccl on GPUs")
     threads: int = Field(0, ge=0, description="torch threads per worker; 0: its share of cores")
     loader_threads: int = Field(2, ge=1, description="threads per worker that make chips")
@@ -209,6 +216,10 @@ class TrainConfig(Section):
                 raise ValueError(f"classes must differ; given twice: {', '.join(twice)}")
         if self.validation.every and not (self.data.val and self.validation.index):
             raise ValueError("validation.every needs data.val and validation.index")
+        if self.data.val and not self.validation.every:
+            raise ValueError(
+                "data.val is used with validation.every=STEPS and validation.index=FILE"
+            )
         if self.optim.global_batch % self.run.workers:
             raise ValueError(
                 f"optim.global_batch must be a multiple of run.workers; found "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from af_pipeline.data.annotations import AnnotatedDataset
+from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.load import load_annotations
 from af_pipeline.data.proposals import load_proposals
 from af_pipeline.data.synthetic import CLASS_NAMES
@@ -27,6 +30,20 @@ def load_training(config: TrainConfig) -> AnnotatedDataset | None:
     if not data.train:
         return None
     return load_annotations(data.train, data.images, config.classes, data.on_broken)
+
+
+def load_validation(config: TrainConfig, names: tuple[str, ...]) -> AnnotatedDataset:
+    """The validation annotations, evenly thinned out to ``validation.images``."""
+    data = config.data
+    found = load_annotations(data.val, data.val_images, names, data.on_broken)
+    return replace(found, images=evenly(found.images, config.validation.images))
+
+
+def evenly(images: Sequence[AnnotatedImage], count: int) -> tuple[AnnotatedImage, ...]:
+    """``count`` of the images at even distances; all of them for 0 or where there are fewer."""
+    if not 0 < count < len(images):
+        return tuple(images)
+    return tuple(images[i * len(images) // count] for i in range(count))
 
 
 def class_names_of(config: TrainConfig, dataset: AnnotatedDataset | None) -> tuple[str, ...]:
@@ -56,6 +73,8 @@ def build_stream(config: TrainConfig, dataset: AnnotatedDataset | None) -> ChipS
     data, seed = config.data, config.run.seed
     cache = ImageCache(int(data.cache_gb * 1e9))
     share = data.synthetic_share if data.synthetic_scenes else 0.0
+    if dataset is None and data.proposals:
+        raise ValueError("data.proposals belong to data.train, which is not given")
     if dataset is not None and share == 1:
         raise ValueError("data.synthetic_share=1 leaves data.train unused: drop one of them")
     sources: list[ImageSource] = []

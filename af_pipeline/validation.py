@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from af_pipeline.cascade import Plan, run_cascade
-from af_pipeline.codec import decode_image
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.load import to_coco
-from af_pipeline.data.sources import read_bytes
+from af_pipeline.data.training import read_image
 from af_pipeline.metrics import evaluate_detections
 from af_pipeline.model.base import Detector
 from af_pipeline.plans import build_plan
@@ -20,19 +19,12 @@ from af_pipeline.settings import IndexConfig
 from af_pipeline.tables import detections_table
 
 
-def evenly(images: Sequence[AnnotatedImage], count: int) -> tuple[AnnotatedImage, ...]:
-    """``count`` of the images at even distances; all of them for 0 or where there are fewer."""
-    if not 0 < count < len(images):
-        return tuple(images)
-    return tuple(images[i * len(images) // count] for i in range(count))
-
-
 def run_images(images: Sequence[AnnotatedImage], plan: Plan, predict: TorchPredictor) -> list:
     """The rows of ``images``, one after the other, without their pixels."""
     rows = []
     for image in images:
         row = ImageRow(image.image_id, image.uri)
-        run_cascade(row, decode_image(read_bytes(image.uri)), plan, predict)
+        run_cascade(row, read_image(image.uri), plan, predict)
         row.chips = []
         rows.append(row)
     return rows

@@ -22,8 +22,7 @@ from af_pipeline.config import load_config
 from af_pipeline.cover import Grid, greedy_cover, make_grid
 from af_pipeline.sniper import ImageBoxes, creates_chips
 from af_pipeline.train_settings import TrainConfig
-from af_pipeline.training_data import load_training
-from af_pipeline.validation import evenly
+from af_pipeline.training_data import evenly, load_training
 
 
 def plain_cover(grid: Grid, boxes: list[tuple[float, ...]]) -> list[set[int]]:

@@ -92,7 +92,7 @@ def main() -> int:
     classes = len(class_names_of(config, dataset))
     stream = build_stream(config, dataset)
     made = list(islice(loader(config, stream, 0, 1), arguments.steps))
-    same = same_chips(config, stream, [zlib.crc32(batch.images.numpy()) for batch in made[:5]])
+    same = same_chips(config, stream, [digest(batch.images) for batch in made[:5]])
     rates: dict[str, list[float]] = {"bare": [], "loader": [], "ray 1": [], "ray 2": []}
     with ray_session(None, dashboard=True), tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.rounds):
@@ -111,14 +111,18 @@ def loader(config: TrainConfig, stream, rank: int, world: int):
     return make_batches(stream, stream.start(), batch, rank, world, threads)
 
 
-def same_chips(config: TrainConfig, stream, digests: list[int]) -> bool:
+def same_chips(config: TrainConfig, stream, wanted_digests: list[int]) -> bool:
     """Whether two workers' halves, put together, are the first batches of one worker."""
-    halves = [islice(loader(config, stream, rank, 2), len(digests)) for rank in range(2)]
-    for digest, (even, odd) in zip(digests, zip(*halves, strict=True), strict=True):
+    halves = [islice(loader(config, stream, rank, 2), len(wanted_digests)) for rank in range(2)]
+    for wanted, (even, odd) in zip(wanted_digests, zip(*halves, strict=True), strict=True):
         images = torch.stack([even.images, odd.images], 1).flatten(0, 1)
-        if zlib.crc32(np.ascontiguousarray(images.numpy())) != digest:
+        if digest(images) != wanted:
             return False
     return True
+
+
+def digest(images: torch.Tensor) -> int:
+    return zlib.crc32(np.ascontiguousarray(images.numpy()))
 
 
 def report(rates: dict[str, list[float]], same: bool, output: str | None) -> None:

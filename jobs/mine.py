@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             mined = mine(config, arguments.output, arguments.checkpoint)
     except TrainError as error:
         return complain(error, 1)
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         return complain(error, 2)
     print(summary(mined.outcome))
     images = mined.outcome.totals.images

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = train(config)
     except TrainError as error:
         return complain(error, 1)
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         return complain(error, 2)
     print(f"checkpoint: {path}")
     return 0

@@ -43,7 +43,8 @@ def test_what_fits_is_taken(tmp_path: Path) -> None:
     ],
 )
 def test_data_are_one_path_or_several(tmp_path: Path, text: str, paths: tuple[str, ...]) -> None:
-    data = load(tmp_path, f"data.train={text}", f"data.val={text}").data
+    judged = ("validation.every=5", "validation.index=a.yaml") if paths else ()
+    data = load(tmp_path, f"data.train={text}", f"data.val={text}", *judged).data
     assert data.train == data.val == paths
     assert load(tmp_path).data.train == ()
 

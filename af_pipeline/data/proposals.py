@@ -23,9 +23,13 @@ def load_proposals(uri: str) -> dict[str, NDArray[np.float32]]:
             f"data.proposals={uri} cannot be read ({' '.join(str(error).split())}): "
             "give the detections folder that jobs/mine.py names"
         ) from error
-    ids = table["image_id"].to_numpy(zero_copy_only=False).astype(str)
-    boxes = np.stack([table[name].to_numpy() for name in CORNERS], 1).astype(np.float32)
-    order = np.argsort(ids, kind="stable")
-    names, first = np.unique(ids[order], return_index=True)
-    parts = np.split(boxes[order], first[1:]) if len(names) else []
-    return dict(zip(names.tolist(), parts, strict=True))
+    ids = table["image_id"].combine_chunks().dictionary_encode()
+    names = ids.dictionary.to_pylist()
+    codes = ids.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    boxes = np.empty((len(codes), 4), np.float32)
+    for column, name in enumerate(CORNERS):
+        boxes[:, column] = table[name].to_numpy()[order]
+    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+    parts = np.split(boxes, ends[:-1]) if names else []
+    return dict(zip(names, parts, strict=True))

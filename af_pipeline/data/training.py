@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.codec import decode_image
+from af_pipeline.codec import DecodeError, decode_image
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.sources import read_bytes
 from af_pipeline.data.synthetic import render_scene
@@ -80,10 +80,14 @@ class FileImages:
         dataset: AnnotatedDataset,
         cache: ImageCache,
         proposals: Mapping[str, NDArray[np.float32]] | None = None,
-        chunk: int = 512,
+        chunk: int = 0,
     ) -> None:
         self.images = dataset.images
-        self.cache, self.proposals, self.chunk = cache, proposals, chunk
+        self.cache, self.proposals = cache, proposals
+        # Chips are shuffled within a chunk: as many images as the cache holds, else each chip
+        # would decode its image anew.
+        size = sum(3 * i.width * i.height for i in self.images) / max(1, len(self.images))
+        self.chunk = chunk or int(np.clip(cache.capacity / max(1.0, size), 8, 512))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -111,8 +115,16 @@ class FileImages:
         return held
 
 
+def read_image(uri: str) -> NDArray[np.uint8]:
+    """Pixels [H, W, 3] RGB; a DecodeError names the file."""
+    try:
+        return decode_image(read_bytes(uri))
+    except DecodeError as error:
+        raise DecodeError(f"{uri}: {error}") from error
+
+
 def _decoded(image: AnnotatedImage) -> LabelledImage:
-    pixels = decode_image(read_bytes(image.uri))
+    pixels = read_image(image.uri)
     if pixels.shape[:2] != (image.height, image.width):
         raise ValueError(
             f"{image.uri} is {pixels.shape[1]}x{pixels.shape[0]} px, its annotation says "

@@ -14,7 +14,7 @@ from af_pipeline.data.annotations import AnnotatedDataset
 from af_pipeline.data.sources import SourceImage
 from af_pipeline.dist.index import Outcome, index
 from af_pipeline.dist.trainer import absolute, train
-from af_pipeline.settings import IndexConfig, LaneConfig, OutputConfig, StackConfig
+from af_pipeline.settings import IndexConfig, LaneConfig, OutputConfig, SourceConfig, StackConfig
 from af_pipeline.train_settings import TrainConfig
 from af_pipeline.training_data import build_stream, chips_per_epoch, load_training
 
@@ -48,13 +48,15 @@ def mine(config: TrainConfig, output: str, checkpoint: str | None = None) -> Min
 
 def first_training(config: TrainConfig) -> TrainConfig:
     """The short training: no proposals yet, and of two stages only the first learns."""
-    optim: dict[str, float] = {"steps": config.mining.steps}
+    steps = config.mining.steps
+    optim = {"steps": steps, "warmup_steps": min(config.optim.warmup_steps, steps // 10)}
+    weights: dict[str, float] = {}
     if config.model.kind == "faster_rcnn":
-        optim |= {"class_weight": 0.0, "box_weight": 0.0}
+        weights = {"class_weight": 0.0, "box_weight": 0.0}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"proposals": None}),
-            "optim": config.optim.model_copy(update=optim),
+            "optim": config.optim.model_copy(update=optim | weights),
             "run": config.run.model_copy(update={"name": f"{config.run.name}-proposals"}),
             "validation": config.validation.model_copy(update={"every": 0}),
         }
@@ -65,6 +67,7 @@ def proposal_config(config: TrainConfig, checkpoint: str, output: str) -> IndexC
     """Every scale whole, boxes of anything, no valid ranges: what the detector believes in."""
     mining = config.mining
     return IndexConfig(
+        source=SourceConfig(uri=",".join(config.data.train)),  # tells this run from others
         output=OutputConfig(uri=output, chips=False),
         mode="pyramid",
         checkpoint=checkpoint,

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from af_pipeline.config import tree_differences
 from af_pipeline.schema import CHIPS, DETECTIONS, IMAGES, ImageRow, rows_to_table, table_to_rows
 from af_pipeline.tables import chips_table, detections_table, images_table
 
@@ -73,7 +74,7 @@ class RunFolder:
             write_json(self.root / PLAN_FILE, identity)
             return False
         known = json.loads((self.root / PLAN_FILE).read_text())
-        changes = _differences(known, identity)
+        changes = tree_differences(known, identity)
         if changes:
             raise OutputError(
                 f"{self.root} holds a run with another configuration ({'; '.join(changes[:5])}): "
@@ -111,24 +112,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(path)
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Human-readable differences of two JSON trees."""
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        old, new = (dict(enumerate(values)) for values in (old, new))
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(set(old) | set(new)):
-            below = f"{path}.{key}" if path else key
-            found += _differences(old.get(key), new.get(key), below)
-        return found
-    return [] if old == new else [f"{path}: {_short(old)} there, {_short(new)} now"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def publish(folder: RunFolder, class_names: Sequence[str], run_id: str, chips: bool) -> Totals:

@@ -17,7 +17,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from af_pipeline.config import dump_config
 from af_pipeline.data.annotations import AnnotatedDataset
-from af_pipeline.data.load import load_annotations
 from af_pipeline.data.training import StreamState
 from af_pipeline.dist.training_log import METRICS_FILE, TrainingLog, run_folder
 from af_pipeline.engine import (
@@ -35,8 +34,8 @@ from af_pipeline.model.checkpoint import CheckpointInfo, build_detector, save_ch
 from af_pipeline.model.transfer import start_from
 from af_pipeline.settings import IndexConfig
 from af_pipeline.train_settings import TrainConfig
-from af_pipeline.training_data import build_stream, load_training
-from af_pipeline.validation import evenly, find_objects, score_rows
+from af_pipeline.training_data import build_stream, load_training, load_validation
+from af_pipeline.validation import find_objects, score_rows
 
 MODEL_FILE = "model.safetensors"  # averaged weights at the checkpoint's step
 BEST_FILE = "best.safetensors"  # averaged weights of the best validation so far
@@ -104,15 +103,15 @@ def train_worker(settings: dict[str, Any]) -> None:
     stream = build_stream(config, dataset)
     parts = _build(config, names, rule, device)
     scratch = tempfile.TemporaryDirectory()
-    place = _resume(parts, stream.start(), Path(scratch.name))
+    place = _resume(config, parts, stream.start(), Path(scratch.name))
     judge = _judge(config, names, index)
     model = prepare_model(LossModule(parts.detector), move_to_device=False)
     log = TrainingLog(config, run_folder(config), place.step, rank)
     threads = config.run.loader_threads
     batch = config.optim.global_batch
-    for made in make_batches(stream, place.stream, batch, rank, world, threads):
-        if place.step >= rule.steps:
-            break
+    batches = make_batches(stream, place.stream, batch, rank, world, threads)
+    while place.step < rule.steps:
+        made = next(batches)
         images, targets = made.images.to(device), move(made.targets, device)
         # What a detector samples follows from the step too, so that a resumed run repeats it.
         torch.manual_seed((config.run.seed * 1_000_003 + place.step) * world + rank)
@@ -127,6 +126,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             _validate(config, names, parts, place, judge, log, device, Path(scratch.name))
         if last or place.step % config.run.checkpoint_every == 0:
             _report(config, names, parts, place, metrics, rank)
+    batches.close()
     log.close()
 
 
@@ -160,13 +160,17 @@ def _build(
     return Parts(detector, build_average(detector, rule.ema_decay), build_optimizer(detector, rule))
 
 
-def _resume(parts: Parts, start: StreamState, scratch: Path) -> Place:
+def _resume(config: TrainConfig, parts: Parts, start: StreamState, scratch: Path) -> Place:
     """Load the run's last checkpoint, if there is one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return Place(0, start)
     with checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
+        history, kept = run_folder(config) / METRICS_FILE, Path(folder) / METRICS_FILE
+        if kept.exists() and not history.exists():
+            history.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(kept, history)
         best = Path(folder) / BEST_FILE
         if best.exists():
             for path in (best, best.with_suffix(".json")):
@@ -182,10 +186,7 @@ def _resume(parts: Parts, start: StreamState, scratch: Path) -> Place:
 def _judge(config: TrainConfig, names: tuple[str, ...], index: IndexConfig | None) -> Judge | None:
     if index is None or not config.validation.every:
         return None
-    data = config.data
-    found = load_annotations(data.val, data.images, names, data.on_broken)
-    images = evenly(found.images, config.validation.images)
-    return Judge(AnnotatedDataset(images, found.class_names, found.category_ids), index)
+    return Judge(load_validation(config, names), index)
 
 
 def _validate(
@@ -201,6 +202,9 @@ def _validate(
     """Score the averaged weights; the workers share out the images, rank 0 keeps the best."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    if world > 1:  # DDP shares out buffers before a forward, so the averages of ranks differ
+        for buffer in parts.average.buffers():
+            torch.distributed.broadcast(buffer, 0)
     mine = judge.dataset.images[rank::world]
     detector = cast(Detector, parts.average.module)
     rows = find_objects(detector, mine, judge.index, device)
@@ -230,7 +234,8 @@ def save_model(
 ) -> None:
     """The averaged weights as a checkpoint for the index job."""
     training = {"step": step, "config": portable(config)} | (scores or {})
-    info = CheckpointInfo(config.model.model_dump(mode="json"), names, training)
+    model = config.model.model_dump(mode="json", exclude={"weights"})
+    info = CheckpointInfo(model, names, training)
     save_checkpoint(path, parts.average.module.state_dict(), info)
 
 

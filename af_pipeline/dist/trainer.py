@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import ray
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -19,14 +19,23 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from af_pipeline.config import dump_config, load_config
-from af_pipeline.data.load import load_annotations
+from af_pipeline.data.annotations import AnnotatedDataset
+from af_pipeline.data.sources import SourceError, read_bytes
+from af_pipeline.data.training import ChipStream
+from af_pipeline.dist.run_identity import claim_folder
 from af_pipeline.dist.train_loop import BEST_FILE, MODEL_FILE, train_worker
 from af_pipeline.dist.training_log import run_folder
 from af_pipeline.model.checkpoint import build_detector
 from af_pipeline.model.transfer import start_from
 from af_pipeline.settings import IndexConfig
 from af_pipeline.train_settings import TrainConfig
-from af_pipeline.training_data import build_stream, chips_per_epoch, class_names_of, load_training
+from af_pipeline.training_data import (
+    build_stream,
+    chips_per_epoch,
+    class_names_of,
+    load_training,
+    load_validation,
+)
 
 
 class TrainError(RuntimeError):
@@ -71,6 +80,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
             "train": tuple(map(_whole, data.train)),
             "val": tuple(map(_whole, data.val)),
             "images": _whole(data.images) if data.images else None,
+            "val_images": _whole(data.val_images) if data.val_images else None,
             "proposals": _whole(data.proposals) if data.proposals else None,
         }
     )
@@ -78,7 +88,8 @@ def absolute(config: TrainConfig) -> TrainConfig:
     if weights and Path(weights).exists():
         weights = _whole(weights)
     model = config.model.model_copy(update={"weights": weights})
-    return config.model_copy(update={"data": data, "model": model})
+    run = config.run.model_copy(update={"output": _whole(config.run.output)})
+    return config.model_copy(update={"data": data, "model": model, "run": run})
 
 
 def _whole(path: str) -> str:
@@ -91,14 +102,19 @@ def _check(config: TrainConfig) -> dict[str, Any]:
     for text in dataset.dropped[:10] if dataset else ():
         print(f"left out: {text}")
     names = class_names_of(config, dataset)
+    _check_cluster(config)
     index = None
     if config.validation.every:
         index = load_config(IndexConfig, config.validation.index)
-        load_annotations(config.data.val, config.data.images, names, config.data.on_broken)
+        _check_validation(load_validation(config, names))
+    if config.model.norm == "frozen_bn" and not config.model.weights:
+        print("warning: model.norm=frozen_bn without model.weights freezes a random stem")
     detector = build_detector(config.model.model_dump(), len(names))
     if config.model.weights:
         print(start_from(detector, config.model.weights))
-    _tell_chips(config, build_stream(config, dataset))
+    stream = build_stream(config, dataset)
+    _tell_chips(config, stream)
+    claim_folder(run_folder(config), config, names, dataset)
     return {
         "train": dump_config(config),
         "index": dump_config(index) if index else None,
@@ -106,12 +122,34 @@ def _check(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _tell_chips(config: TrainConfig, stream: Any) -> None:
+def _check_cluster(config: TrainConfig) -> None:
+    """Ray Train would wait for missing workers for ever, and silently."""
+    kind = "GPU" if config.run.use_gpu else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there < config.run.workers:
+        raise ValueError(
+            f"run.workers={config.run.workers} needs as many {kind}s, the cluster has {there}: "
+            f"lower run.workers{', set run.use_gpu=false' if kind == 'GPU' else ''} or start Ray "
+            "on more nodes"
+        )
+
+
+def _check_validation(dataset: AnnotatedDataset) -> None:
+    if not any(len(image.boxes) for image in dataset.images):
+        raise ValueError("data.val has no boxes to be found")
+    try:
+        read_bytes(dataset.images[0].uri)
+    except SourceError as error:
+        raise ValueError(f"{error}: set data.val_images") from error
+
+
+def _tell_chips(config: TrainConfig, stream: ChipStream) -> None:
     counts = chips_per_epoch(stream)
     total = sum(counts.values())
     if not total:
         next(stream.walk(stream.start()))  # says what is wrong
-    epochs = config.optim.steps * config.optim.global_batch / np.maximum(1, total)
+    share = stream.shares[0] / sum(stream.shares)
+    epochs = share * config.optim.steps * config.optim.global_batch / max(1.0, total)
     kinds = ", ".join(f"{count:.0f} {kind}" for kind, count in counts.items() if count)
     print(f"about {total:.0f} chips an epoch ({kinds}); {epochs:.1f} epochs")
 

@@ -100,4 +100,6 @@ def cut_after(path: Path, step: int) -> None:
             continue
         if number <= step:
             kept.append(line + "\n")
-    path.write_text("".join(kept))
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    partial.replace(path)

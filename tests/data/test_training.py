@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from af_pipeline.codec import DecodeError
 from af_pipeline.data import training
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.synthetic import Scene
@@ -24,6 +25,7 @@ from af_pipeline.data.training import (
     SceneImages,
     StreamState,
     class_repeats,
+    read_image,
 )
 from af_pipeline.engine import make_batches
 from af_pipeline.focus import FocusRule
@@ -338,3 +340,18 @@ def test_the_cache_drops_the_least_recently_used() -> None:
     cache.put("e", held(10))
     assert list(cache.held) == ["e"]
     assert cache.size == 300
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"\xff\xd8\xff no photograph")
+    with pytest.raises(DecodeError, match=r"broken\.jpg: "):
+        read_image(str(path))
+
+
+def test_a_chunk_is_what_the_cache_holds(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    size = sum(3 * image.width * image.height for image in data.images) / len(data.images)
+    for images, chunk in ((100, 100), (1, 8), (10_000, 512)):
+        source = FileImages(data, ImageCache(int(images * size) + 1))
+        assert source.chunk == chunk

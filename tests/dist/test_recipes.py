@@ -21,6 +21,7 @@ RECIPES = Path(__file__).parents[2] / "configs/train"
 DATA = {
     "aerial_tiny": "aerial-cars/train.json",
     "bccd": "bccd/ImageSets/Main/train.txt",
+    "own": "bccd/ImageSets/Main/test.txt",
     "coco_mobilenet": "coco128/val.json",
     "coco_r101": "coco128/val.json",
     "voc": "bccd/ImageSets/Main/train.txt",

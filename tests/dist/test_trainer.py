@@ -35,6 +35,10 @@ def test_a_run_and_its_continuation(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     second, info = load_detector(weights)
     assert info.training["step"] == 9
+
+    assert job(tmp_path, "optim.steps=12", "optim.lr=0.1", "chips.size=96") == 2
+    error = capsys.readouterr().err
+    assert "chips.size: 64 there, 96 now; config.optim.lr: 0.002 there, 0.1 now" in error
     changed = [
         not torch.equal(old, new)
         for old, new in zip(first.parameters(), second.parameters(), strict=True)
@@ -90,6 +94,8 @@ def test_validation_keeps_the_best(tmp_path: Path, capfd: pytest.CaptureFixture[
 def test_unusable_data_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = annotations(tmp_path / "data")
     mixed = "data.synthetic_share=0.5"
+    index = f"validation.index={tmp_path / 'index.yaml'}"
+    judged = [f"data.val={data}", "validation.every=3", index]
     for changes, reason in (
         (["data.synthetic_share=0"], "error: no training images: set data.train"),
         (["data.synthetic_scenes=0"], "error: no training images: set data.train"),
@@ -100,6 +106,10 @@ def test_unusable_data_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["model.weights=nowhere.pth"], "nowhere.pth"),
         (["optim.speed=3"], "unknown key 'optim.speed'"),
         (["validation.every=3"], "validation.every needs data.val"),
+        ([f"data.val={data}"], "data.val is used with validation.every"),
+        (["data.proposals=nowhere"], "data.proposals belong to data.train"),
+        (["run.workers=99", "optim.global_batch=99"], "the cluster has 4: lower run.workers"),
+        ([*judged, f"data.val_images={tmp_path}"], "data.val_images"),
     ):
         assert job(tmp_path, *changes) == 2, changes
         error = capsys.readouterr().err
