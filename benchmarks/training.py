@@ -1,7 +1,7 @@
 """Ray Train's loop against a bare PyTorch loop, and two workers against one.
 
 python benchmarks/training.py --config configs/train/aerial_tiny.yaml --set data.train=FILE
-    [--steps 40] [--rounds 3] [--output FILE.json]
+    [--steps 40] [--rounds 3] [--workers 1 2] [--output FILE.json]
 
 The ways take turns, ``rounds`` times, each with a fresh model on the same chips of the same seed:
 bare: forward, backward, clipping and optimiser on batches that lie in memory; loader: the same
@@ -81,6 +81,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], dest="sets")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--output")
     arguments = parser.parse_args()
     quick = [f"optim.steps={arguments.steps}", "run.checkpoint_every=1000000"]
@@ -93,13 +94,14 @@ def main() -> int:
     stream = build_stream(config, dataset)
     made = list(islice(loader(config, stream, 0, 1), arguments.steps))
     same = same_chips(config, stream, [digest(batch.images) for batch in made[:5]])
-    rates: dict[str, list[float]] = {"bare": [], "loader": [], "ray 1": [], "ray 2": []}
+    ways = ["bare", "loader", *(f"ray {workers}" for workers in arguments.workers)]
+    rates: dict[str, list[float]] = {way: [] for way in ways}
     with ray_session(None, dashboard=True), tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.rounds):
             rates["bare"].append(bare_loop(config, classes, made, device))
             ahead = islice(loader(config, stream, 0, 1), arguments.steps)
             rates["loader"].append(bare_loop(config, classes, ahead, device))
-            for workers in (1, 2):
+            for workers in arguments.workers:
                 rate, _ = ray_loop(config, workers, Path(folder))
                 rates[f"ray {workers}"].append(rate)
     report(rates, same, arguments.output)
@@ -131,11 +133,8 @@ def report(rates: dict[str, list[float]], same: bool, output: str | None) -> Non
     for name, values in rates.items():
         text = ", ".join(f"{value:.2f}" for value in values)
         print(f"{name:8} {middle[name]:6.2f} chips/s   ({text})")
-    ratios = {
-        "ray 1 / bare": middle["ray 1"] / middle["bare"],
-        "ray 1 / loader": middle["ray 1"] / middle["loader"],
-        "ray 2 / ray 1": middle["ray 2"] / middle["ray 1"],
-    }
+    pairs = [("ray 1", "bare"), ("ray 1", "loader"), ("ray 2", "ray 1")]
+    ratios = {f"{a} / {b}": middle[a] / middle[b] for a, b in pairs if {a, b} <= middle.keys()}
     for name, value in ratios.items():
         print(f"{name:16} {value:.3f}")
     print(f"two workers train on the same chips as one: {same}")
