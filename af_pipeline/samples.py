@@ -17,6 +17,7 @@ from af_pipeline.focus import FocusRule, focus_labels
 from af_pipeline.scales import Scale
 from af_pipeline.sniper import ChipBoxes, ChipWindow, boxes_in_window
 
+GREY = np.array([0.299, 0.587, 0.114])  # luma of R, G, B
 PAD_VALUE = 114  # grey used for padding, near the mean of natural images
 
 
@@ -119,18 +120,19 @@ def recolour(
     """Random brightness, contrast, white balance, saturation; at times grey, blurred or noisy."""
     if strength <= 0:
         return image
-    out = image.astype(np.float32)
-    grey = out @ np.array([0.299, 0.587, 0.114], np.float32)
     saturation = 0.0 if rng.random() < 0.1 else 1 + strength * rng.uniform(-1, 1)
-    out = grey[..., None] + saturation * (out - grey[..., None])
     balance = 1 + 0.16 * strength * rng.uniform(-1, 1, 3)
     contrast = 1 + strength * rng.uniform(-0.8, 0.8)
     brightness = 80 * strength * rng.uniform(-1, 1)
-    mean = float(grey.mean())
-    out = (out - mean) * contrast * balance.astype(np.float32) + mean + brightness
+    # Mixing with grey, scaling about the mean and shifting are one affine map of the colours.
+    mean = float(np.dot(GREY, cv2.mean(image)[:3]))
+    mix = (1 - saturation) * np.tile(GREY, (3, 1)) + saturation * np.eye(3)
+    gain = contrast * balance
+    shift = mean * (1 - gain) + brightness
+    out = cv2.transform(image, np.column_stack([gain[:, None] * mix, shift]))
     if rng.random() < 0.2:
-        out = np.asarray(cv2.GaussianBlur(out, (0, 0), float(rng.uniform(0.4, 1.5))), np.float32)
+        out = cv2.GaussianBlur(out, (0, 0), float(rng.uniform(0.4, 1.5)))
     if rng.random() < 0.2:
-        sigma = rng.uniform(2, 10)
-        out = out + (sigma * rng.standard_normal(out.shape, np.float32)).astype(np.float32)
-    return np.clip(out, 0, 255).astype(np.uint8)
+        noise = rng.uniform(2, 10) * rng.standard_normal(out.shape, np.float32)
+        out = np.clip(out + noise, 0, 255)
+    return out.astype(np.uint8, copy=False)
