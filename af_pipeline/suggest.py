@@ -30,6 +30,7 @@ from af_pipeline.focus import (
     focus_labels,
 )
 from af_pipeline.scales import Scale
+from af_pipeline.sniper import MIN_SIDE
 
 FACTOR_CAP = 4.0  # enlarging further adds pixels, no detail
 MAX_SCALES = 4
@@ -37,7 +38,6 @@ OVERLAP = 1.3  # upper bound of a scale / lower bound of the next coarser; SNIPE
 UNSURE = 1.4  # ignore_until / focus_below; AutoFocus: 90 / 64
 IGNORE_BELOW = 5.0  # network px, AutoFocus §3.1: smaller boxes give no focus loss
 JITTER_LOW = 0.75  # what the training chips' scale change may make of a box
-LEARNED_FROM = 10.0  # network px, training chips learn no smaller box (sniper.boxes_in_window)
 HOPELESS = 4.0  # network px, half a cell of the finest stride
 CHIP_STRIDE = 0.11  # of a chip's side, SNIPER's grid: 56 of 512 px; the rest fits wherever it lies
 WORTH = 0.9  # one more scale must bring the pixels below this share of what they were
@@ -355,9 +355,9 @@ def _warn_sizes(
         )
     if tiny := int((side * finest < HOPELESS).sum()):
         yield f"boxes below {HOPELESS:g} px at the finest scale, hardly findable: {tiny}"
-    unlearned = int((side * finest < LEARNED_FROM).sum())
+    unlearned = int((side * finest < MIN_SIDE).sum())
     if unlearned > tiny:
-        yield f"boxes below {LEARNED_FROM:g} px at the finest scale, not learned: {unlearned}"
+        yield f"boxes below {MIN_SIDE:g} px at the finest scale, not learned: {unlearned}"
     unseen = int((side * coarsest < IGNORE_BELOW).sum())
     if unseen and len(uses) > 1:
         yield (

@@ -22,11 +22,11 @@ import torch
 
 from af_pipeline.boxes import intersection_area
 from af_pipeline.cascade import Plan, run_cascade
-from af_pipeline.codec import decode_image, resize
+from af_pipeline.codec import resize
 from af_pipeline.config import load_config
 from af_pipeline.data.annotations import AnnotatedImage
 from af_pipeline.data.coco import load_coco
-from af_pipeline.data.sources import read_bytes
+from af_pipeline.data.training import read_image
 from af_pipeline.focus import FocusRule, focus_labels
 from af_pipeline.lanes import Lane
 from af_pipeline.metrics import evaluate_detections
@@ -143,7 +143,7 @@ def main() -> int:
     names = load_info(config.checkpoint).class_names
     seconds = {mode: [] for mode in modes}
     rows: dict[str, dict[str, ImageRow]] = {mode: {} for mode in modes}
-    images = [(decode_image(read_bytes(a.uri)), a) for a in dataset.images]
+    images = [(read_image(a.uri), a) for a in dataset.images]
     for image, annotated in images:
         for _ in range(arguments.repeats):
             for mode in modes:

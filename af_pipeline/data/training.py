@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
 from typing import Protocol
 
@@ -53,6 +53,14 @@ class ImageCache:
             while self.size > self.capacity and len(self.held) > 1:
                 _, dropped = self.held.popitem(last=False)
                 self.size -= dropped.image.nbytes
+
+    def fetch(self, key: str, make: Callable[[], LabelledImage]) -> LabelledImage:
+        """The image of ``key``; made, and kept, where it is not held."""
+        held = self.get(key)
+        if held is None:
+            held = make()
+            self.put(key, held)
+        return held
 
 
 class ImageSource(Protocol):
@@ -108,11 +116,7 @@ class FileImages:
     def load(self, number: int) -> LabelledImage:
         """Decode, or take from the cache. Raises ValueError where file and annotation differ."""
         image = self.images[number]
-        held = self.cache.get(image.image_id)
-        if held is None:
-            held = _decoded(image)
-            self.cache.put(image.image_id, held)
-        return held
+        return self.cache.fetch(image.image_id, lambda: _decoded(image))
 
 
 def read_image(uri: str) -> NDArray[np.uint8]:
@@ -153,13 +157,12 @@ class SceneImages:
 
     def load(self, number: int) -> LabelledImage:
         """Render, or take from the cache."""
-        held = self.cache.get(self.key(number))
-        if held is None:
-            scene = render_scene(self.seed * 100_003 + number)
-            crowd = np.zeros(len(scene.boxes), bool)
-            held = LabelledImage(scene.image, scene.boxes, scene.labels, crowd)
-            self.cache.put(self.key(number), held)
-        return held
+        return self.cache.fetch(self.key(number), lambda: self._render(number))
+
+    def _render(self, number: int) -> LabelledImage:
+        scene = render_scene(self.seed * 100_003 + number)
+        crowd = np.zeros(len(scene.boxes), bool)
+        return LabelledImage(scene.image, scene.boxes, scene.labels, crowd)
 
 
 @dataclass(frozen=True)
