@@ -12,6 +12,7 @@ import yaml
 from af_pipeline.model.checkpoint import CheckpointInfo, build_detector, save_checkpoint
 from jobs.index import main
 from tests.dist.planted import CLASS_NAMES, SMALL, index_config, picture, save, table
+from tests.dist.said import own_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -65,7 +66,8 @@ def test_errors_below_and_above_the_limit(
     assert job("max_error_rate=0.2") == 1
     said = capsys.readouterr()
     assert "images      4 (1 errors, 4 done before)" in said.out
-    assert said.err.startswith("error: 1 of 4 images failed, more than max_error_rate=0.2 allows")
+    error = own_lines(said.err)
+    assert error.startswith("error: 1 of 4 images failed, more than max_error_rate=0.2 allows")
 
 
 REFUSED = {
@@ -95,7 +97,7 @@ def test_unusable_input_is_one_line(
     if not change.startswith("output.uri"):
         sets.append(f"output.uri={fresh}")
     assert job(*sets) == 2
-    error = capsys.readouterr().err
+    error = own_lines(capsys.readouterr().err)
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert REFUSED[change].format(root=folder) in error
@@ -110,7 +112,7 @@ def test_weights_that_do_not_fit_are_one_line(
     info = CheckpointInfo(MODEL, CLASS_NAMES, {})
     save_checkpoint(tmp_path / "odd.safetensors", other.state_dict(), info)
     assert job(f"checkpoint={tmp_path / 'odd.safetensors'}", f"output.uri={tmp_path}/out") == 2
-    error = capsys.readouterr().err
+    error = own_lines(capsys.readouterr().err)
     assert error.startswith(f"error: {tmp_path / 'odd.safetensors'} does not fit its json's model")
     assert error.count("\n") == 1
     assert len(error) < 1000

@@ -8,6 +8,7 @@ import torch
 
 from af_pipeline.data.synthetic import CLASS_NAMES
 from af_pipeline.model.checkpoint import load_detector, load_info
+from tests.dist.said import own_lines
 from tests.dist.training import annotations, job, losses, records, steps
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
@@ -37,7 +38,7 @@ def test_a_run_and_its_continuation(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert info.training["step"] == 9
 
     assert job(tmp_path, "optim.steps=12", "optim.lr=0.1", "chips.size=96") == 2
-    error = capsys.readouterr().err
+    error = own_lines(capsys.readouterr().err)
     assert "chips.size: 64 there, 96 now; config.optim.lr: 0.002 there, 0.1 now" in error
     changed = [
         not torch.equal(old, new)
@@ -112,7 +113,7 @@ def test_unusable_data_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*judged, f"data.val_images={tmp_path}"], "data.val_images"),
     ):
         assert job(tmp_path, *changes) == 2, changes
-        error = capsys.readouterr().err
+        error = own_lines(capsys.readouterr().err)
         assert reason in error
         assert error.startswith("error: ")
         assert error.count("\n") == 1
