@@ -26,11 +26,21 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from af_pipeline.exif import SIDEWAYS, orientation
+from af_pipeline.exif import SIDEWAYS, more_scans, orientation, tiff_tile
 
 RGB = NDArray[np.uint8]
 
 MAX_PIXELS = 200_000_000
+
+
+class _GifReader(GifImagePlugin.GifImageFile):
+    """Pillow's, but for the first picture only: no memory for what is left behind it.
+
+    Pillow takes that on opening, up to 178 MB, before its size could be looked at.
+    """
+
+    disposal_method = property(lambda self: 0, lambda self, value: None)
+
 
 # Pillow's reader classes are called directly, not through Image.open: only formats meant to be
 # read are tried, and its pixel limit (a process-wide setting) does not stand before ours.
@@ -40,7 +50,7 @@ _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
+    "GIF": _GifReader,
 }
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -64,6 +74,10 @@ _HARMLESS = (
     "bad ICC marker",
 )
 _DATA_LOST = ("Premature end", "Corrupt JPEG data")
+# Encoders write about ten; each costs a walk over all pixels, and as little as a dozen bytes.
+_MAX_SCANS = 100
+# A tile is unpacked whole, so it may exceed the picture only so far (TIFF).
+_ALWAYS_FINE_TILE = 4096 * 4096
 # cv2.flip's axis by orientation, behind the transposition of those that lie sideways.
 _FLIP = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 
@@ -204,6 +218,8 @@ def _as_decode_error(kind: str, error: Exception) -> DecodeError:
     if isinstance(error, MemoryError):
         return DecodeError(f"{kind} needs more memory than there is")
     text = (str(error) or type(error).__name__).splitlines()[0][:200]
+    if not any(letter.isalpha() for letter in text):  # a bare key, as of a tag that is missing
+        text = f"a value is missing or unknown: {text}"
     truncated = "truncated" in text.lower() or "premature" in text.lower()
     return DecodeError(f"{'truncated' if truncated else 'damaged'} {kind}: {text}")
 
@@ -220,6 +236,8 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> RGB:
+    if more_scans(data, _MAX_SCANS):
+        raise DecodeError(f"JPEG of more than {_MAX_SCANS} scans")
     header = _jpeg_header(data)
     if header is None:
         return _decode_pillow(data, "JPEG", max_pixels)
@@ -321,11 +339,26 @@ def _decode_pillow(data: bytes, kind: str, max_pixels: int) -> RGB:
         _check_pixels(*_webp_size(data), max_pixels)
     image = _open_pillow(data, kind)
     _check_pixels(image.height, image.width, max_pixels)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiles(image, data)
+        image.info.pop("xmp", None)  # Pillow would apply the orientation in it
     # Of all readers only TIFF's warns while loading; the others may decode side by side.
     hush: AbstractContextManager[None] = _quiet() if kind == "TIFF" else nullcontext()
     with hush:
         image.load()
     return _upright(_to_rgb(image), orientation(data, kind))
+
+
+def _check_tiles(image: TiffImagePlugin.TiffImageFile, data: bytes) -> None:
+    """Refuse a small picture with a huge tile, or with strips that lie on top of one another."""
+    pixels = image.height * image.width
+    width, height = tiff_tile(data, image.tag_v2.offset)
+    if width * height > max(4 * pixels, _ALWAYS_FINE_TILE):
+        raise DecodeError(f"TIFF tiles of {width}x{height} pixels in an image of {pixels} pixels")
+    boxes = [tile.extents or (0, 0, 0, 0) for tile in image.tile]
+    covered = sum((right - left) * (low - top) for left, top, right, low in boxes)
+    if covered > 8 * pixels:  # once for each band is right, where they are stored apart
+        raise DecodeError(f"TIFF strips cover the image {covered // pixels} times")
 
 
 def _to_rgb(image: ImageFile.ImageFile) -> RGB:

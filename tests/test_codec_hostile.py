@@ -1,9 +1,15 @@
 """codec: every broken, hostile or random file is a DecodeError and nothing else."""
 
-import struct
+import json
+import re
+import resource
+import subprocess
+import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from af_pipeline.codec import DecodeError, decode_image, image_size
-from tests.pictures import difference, no_warnings, noisy, oriented, png, save, scene
+from tests.hostile import kinds
+from tests.hostile_kinds import KINDS, Kind
+from tests.pictures import check_form, difference, no_warnings, noisy, oriented, save, scene
 
 
 @pytest.fixture(autouse=True)
@@ -23,29 +31,110 @@ def _no_warning_leaks() -> Iterator[None]:
         yield
 
 
+# The corpus
+
+
+MAX_PIXELS = 10_000_000
+MEMORY = 128 << 20  # that decoding a bomb may take
+SECONDS = 5.0  # mostly milliseconds; a busy machine takes longer
+
+
+def name(kind: Kind) -> str:
+    return kind.name
+
+
+def test_names_are_unique() -> None:
+    assert len({kind.name for kind in KINDS}) == len(KINDS) >= 190
+
+
+@pytest.mark.parametrize("kind", kinds(bomb=False), ids=name)
+def test_hostile_file(kind: Kind) -> None:
+    data = kind.make()
+    if kind.size is not None:
+        image = decode_image(data, MAX_PIXELS)
+        check_form(image, data)
+        assert image.shape == (*kind.size, 3)
+        return
+    with pytest.raises(DecodeError) as caught:
+        decode_image(data, MAX_PIXELS)
+    check_message(str(caught.value), kind)
+    try:
+        assert min(image_size(data)) > 0
+    except DecodeError as error:
+        check_message(str(error))
+
+
+def check_message(message: str, kind: Kind | None = None) -> None:
+    assert len(message.splitlines()) == 1
+    assert 5 < len(message) < 400
+    assert "more memory" not in message
+    assert kind is None or re.search(kind.message, message)
+
+
+def decode_bombs() -> None:
+    """In a process that may not take much more memory: print what becomes of each."""
+    files = [(kind.name, kind.make()) for kind in kinds(bomb=True)]
+    for form in ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF"):
+        decode_image(save(scene(), form))  # for what is loaded at first use
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for kind, data in files:
+        start = time.monotonic()
+        print(json.dumps([kind, *outcome(data), time.monotonic() - start]), flush=True)
+
+
+def outcome(data: bytes) -> tuple[list[int] | None, str, str]:
+    """The shape that the file decodes to, and the messages of decode_image and image_size."""
+    shape, messages = None, ["", ""]
+    try:
+        shape = list(decode_image(data, MAX_PIXELS).shape)
+    except DecodeError as error:
+        messages[0] = str(error)
+    try:
+        image_size(data)
+    except DecodeError as error:
+        messages[1] = str(error)
+    return shape, messages[0], messages[1]
+
+
+@pytest.fixture(scope="module")
+def bombs() -> dict[str, Any]:
+    """(shape, two messages, seconds) by name, as far as the process came."""
+    call = "from tests.test_codec_hostile import decode_bombs; decode_bombs()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", call],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        printed, _ = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        printed, _ = process.communicate()
+    return {kind: rest for kind, *rest in map(json.loads, printed.splitlines())}
+
+
+@pytest.mark.parametrize("kind", kinds(bomb=True), ids=name)
+def test_bomb(kind: Kind, bombs: dict[str, Any]) -> None:
+    assert kind.name in bombs, "the process did not survive it, or one before it"
+    shape, decoding, sizing, seconds = bombs[kind.name]
+    assert shape == (kind.size and [*kind.size, 3]), decoding
+    if decoding:
+        check_message(decoding, kind)
+    if sizing:
+        check_message(sizing)
+    assert seconds < SECONDS
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "65500" in kind.message], ids=name)
+def test_huge_dimensions_are_refused_without_a_limit_given(kind: Kind) -> None:
+    with pytest.raises(DecodeError, match=f"{kind.message}=200000000"):
+        decode_image(kind.make())
+
+
 # Broken files
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "empty file"),
-        (b"hello, world", r"not an image .*b'hello, w'"),
-        (b"\xff\xd8\xff", "JPEG"),
-        (b"\x89PNG\r\n\x1a\n", "PNG"),
-        (b"RIFF\x00\x00\x00\x00WEBPVP8X", "WebP"),
-        (b"II*\x00", "TIFF"),
-        (b"BM", "BMP"),
-        (b"GIF89a", "GIF"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
-        (b"%PDF-1.7", "not an image"),
-        (b"\x00" * 1000, "not an image"),
-    ],
-)
-def test_not_images(data: bytes, message: str) -> None:
-    for function in (decode_image, image_size):
-        with pytest.raises(DecodeError, match=message):
-            function(data)
 
 
 CUT = [
@@ -114,44 +203,6 @@ def test_jpeg_that_the_fast_decoder_refuses_goes_to_pillow(
 
 
 # Size limits
-
-
-def with_jpeg_size(data: bytes, height: int, width: int) -> bytes:
-    start = data.index(b"\xff\xc0")
-    return data[: start + 5] + struct.pack(">HH", height, width) + data[start + 9 :]
-
-
-def bombs() -> dict[str, bytes]:
-    side = 60_000
-    bitmap = bytearray(save(scene(), "BMP"))
-    bitmap[18:26] = struct.pack("<ii", side, side)
-    gif = bytearray(save(scene(), "GIF"))
-    gif[6:10] = struct.pack("<HH", side, side)
-    tiff = save(scene(), "TIFF")
-    for tag, size in ((256, 53), (257, 37)):
-        old = next(
-            struct.pack("<HHI", tag, kind, 1) + struct.pack(code, size)
-            for kind, code in ((3, "<HH"[:2] + "xx"), (4, "<I"))
-            if struct.pack("<HHI", tag, kind, 1) + struct.pack(code, size) in tiff
-        )
-        tiff = tiff.replace(old, struct.pack("<HHII", tag, 4, 1, side))
-    canvas = struct.pack("<I", 16_382)[:3]
-    extended = b"VP8X" + struct.pack("<II", 10, 0) + canvas * 2 + save(scene(), "WEBP")[12:]
-    return {
-        "JPEG": with_jpeg_size(save(scene(), "JPEG"), side, side),
-        "PNG": png(struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b""),
-        "BMP": bytes(bitmap),
-        "GIF": bytes(gif),
-        "TIFF": tiff,
-        "WebP": b"RIFF" + struct.pack("<I", len(extended) + 4) + b"WEBP" + extended,
-    }
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WebP"])
-def test_huge_dimensions_are_refused_from_the_header(kind: str) -> None:
-    pixels = 16_383**2 if kind == "WebP" else 60_000**2
-    with pytest.raises(DecodeError, match=f"image has {pixels} pixels.*max_pixels=200000000"):
-        decode_image(bombs()[kind])
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF"])
