@@ -7,18 +7,18 @@ a batch of crops to predictions, so every mode, plan and test runs the same code
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.codec import resize
 from af_pipeline.focus import STRIDE, ChipRule, chips_from_map, merge_rects, project_chips
 from af_pipeline.lanes import Lane, lane_of, pack, tile_rects
 from af_pipeline.scales import Scale, pyramid_pixels, scaled_size
-from af_pipeline.schema import Chip, Detections, ImageRow, join_detections
+from af_pipeline.schema import Candidate, Chip, Detections, ImageRow, join_detections
 from af_pipeline.stacking import StackRule, border_keep, suppress
+from af_pipeline.views import Cutter, Tile, View, tiles_of, view_of
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,18 @@ class Prediction:
     padded: int = 0
 
 
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1
+
 # Crops uint8 [h, w, 3] of one lane (all fit in it) -> one prediction each.
 Predictor = Callable[[Sequence[NDArray[np.uint8]], Lane], Sequence[Prediction]]
+
+
+@dataclass(frozen=True)
+class GridRule:
+    """Fixed windows of ``side`` network px of the next scale, overlapping by ``overlap`` px."""
+
+    side: int
+    overlap: int
 
 
 @dataclass(frozen=True)
@@ -46,37 +56,19 @@ class Plan:
     """Everything the cascade needs to know.
 
     ``scales`` coarse to fine, as many as are run; ``pyramid`` all scales of the full pyramid,
-    for the account; ``rules[i]`` turns the focus map of scale i into the chips of scale i+1,
-    None sends every chip on whole (mode pyramid). ``border`` and ``overlap`` in network px.
+    for the account; ``rules[i]`` makes the chips of scale i+1: out of the focus map of scale i, a
+    fixed grid (mode tiles), or None: every chip goes on whole (mode pyramid). ``border`` and
+    ``overlap`` in network px.
     """
 
     scales: tuple[Scale, ...]
     pyramid: tuple[Scale, ...]
-    rules: tuple[ChipRule | None, ...]
+    rules: tuple[ChipRule | GridRule | None, ...]
     lanes: tuple[Lane, ...]
     stack: StackRule
     overlap: int = 128
     border: float = 4.0
     batch_pixels: int = 1
-
-
-@dataclass(frozen=True)
-class _View:
-    """A chip resized to network input: factors (y, x) are network px per original px."""
-
-    row: int
-    chip: Chip
-    image: NDArray[np.uint8]
-    factors: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """The part of a view that one forward sees: rect x0, y0, x1, y1 network px of the view."""
-
-    view: int
-    rect: tuple[int, int, int, int]
-    lane: int
 
 
 def start_row(row: ImageRow, image: NDArray[np.uint8], plan: Plan) -> None:
@@ -88,39 +80,56 @@ def start_row(row: ImageRow, image: NDArray[np.uint8], plan: Plan) -> None:
         counter[:] = [0] * len(plan.scales)
 
 
-def look(rows: Sequence[ImageRow], scale: int, plan: Plan, predict: Predictor) -> None:
-    """Resolve the pending chips of ``scale`` in all ``rows``, in place.
+def look(
+    rows: Sequence[ImageRow],
+    scale: int,
+    plan: Plan,
+    predict: Predictor,
+    lanes: Collection[int] | None = None,
+) -> None:
+    """Look at the chips of ``scale`` that nobody has looked at, in all ``rows``, in place.
 
-    Detections join the rows; chips of the next scale are cut from their parents' pixels, which
-    are then let go.
+    ``lanes``: only chips of these (-1: larger than the largest lane); None: all. Detections and
+    the candidates of the next scale join the rows; `advance` makes chips of these.
     """
     began = time.perf_counter()
     views = [
-        _resized(index, row, chip, plan.scales[scale])
-        for index, row in enumerate(rows)
-        for chip in row.chips
-        if chip.scale == scale and chip.pixels is not None
+        view_of(number, index, row, plan.scales[scale])
+        for number, row in enumerate(rows)
+        for index, chip in enumerate(row.chips)
+        if chip.scale == scale and not chip.looked and (lanes is None or chip.lane in lanes)
     ]
     if not views:
         return
-    tiles = [tile for index, view in enumerate(views) for tile in _tiles(index, view, plan)]
+    tiles = [
+        tile
+        for index, view in enumerate(views)
+        for tile in tiles_of(index, view, plan.lanes, plan.overlap)
+    ]
     predictions = _predict_tiles(tiles, views, plan, predict)
-    total = sum(view.image.shape[0] * view.image.shape[1] for view in views)
+    total = sum(view.pixels for view in views)
     milliseconds = (time.perf_counter() - began) * 1000
-    answers: list[list[tuple[_Tile, Prediction]]] = [[] for _ in views]
+    answers: list[list[tuple[Tile, Prediction]]] = [[] for _ in views]
     for tile, prediction in zip(tiles, predictions, strict=True):
         answers[tile.view].append((tile, prediction))
-    children: list[list[tuple[NDArray[np.int64], NDArray[np.float32], Chip]]] = [[] for _ in rows]
     for view, answer in zip(views, answers, strict=True):
         row = rows[view.row]
         _collect(row, view, answer, scale, plan)
-        share = view.image.shape[0] * view.image.shape[1] / total
+        share = view.pixels / total
         row.ledger.forward_ms += milliseconds * share
+        row.chips[view.index] = replace(view.chip, looked=True)
         if scale + 1 < len(plan.scales):
-            rects, focus = _next_rects(view, answer, plan.rules[scale])
-            children[view.row].append((rects, focus, view.chip))
-    for row, found in zip(rows, children, strict=True):
-        _advance(row, scale, found, plan)
+            row.candidates = row.candidates + _candidates(row, view, answer, scale, plan)
+
+
+def advance(rows: Sequence[ImageRow], scale: int, plan: Plan) -> None:
+    """Make the candidates of all rows into chips of the next scale, in place.
+
+    To be called when every chip of ``scale`` was looked at; their pixels are let go. The order in
+    which they were looked at makes no difference.
+    """
+    for row in rows:
+        _advance(row, scale, plan)
 
 
 def run_cascade(row: ImageRow, image: NDArray[np.uint8], plan: Plan, predict: Predictor) -> None:
@@ -128,12 +137,26 @@ def run_cascade(row: ImageRow, image: NDArray[np.uint8], plan: Plan, predict: Pr
     start_row(row, image, plan)
     for scale in range(len(plan.scales)):
         look([row], scale, plan, predict)
+        advance([row], scale, plan)
     stack(row, plan.stack)
 
 
+def pending_pixels(row: ImageRow, scale: int, plan: Plan) -> int:
+    """Network px of the chips of ``scale`` that `look` would make, without overlaps of tiles."""
+    factor = plan.scales[scale].factor_for(row.height, row.width)
+    area = sum(
+        (chip.box[2] - chip.box[0]) * (chip.box[3] - chip.box[1])
+        for chip in row.chips
+        if chip.scale == scale and not chip.looked
+    )
+    return int(area * factor**2)
+
+
 def stack(row: ImageRow, rule: StackRule) -> None:
-    """Merge the detections of all scales of one image, in place."""
+    """Merge the detections of all scales of one image, in place, whatever order they came in."""
     found = row.detections
+    keys = (*found.boxes.T[::-1], found.labels, -found.scores, found.scales)
+    found = found.select(np.lexsort(keys))
     kept, scores = suppress(found.boxes, found.scores, found.labels, rule)
     low = int((found.scores < rule.min_score).sum())
     row.ledger.dropped_score += low
@@ -144,7 +167,7 @@ def stack(row: ImageRow, rule: StackRule) -> None:
 def _make_chip(
     row: ImageRow,
     scale: int,
-    box: tuple[int, int, int, int],
+    box: Box,
     focus: float,
     pixels: NDArray[np.uint8],
     plan: Plan,
@@ -154,39 +177,14 @@ def _make_chip(
     return Chip(scale, lane_of(height, width, plan.lanes), box, focus, pixels)
 
 
-def _resized(index: int, row: ImageRow, chip: Chip, scale: Scale) -> _View:
-    assert chip.pixels is not None
-    native_h, native_w = chip.pixels.shape[:2]
-    factor = scale.factor_for(row.height, row.width)
-    height, width = scaled_size(native_h, native_w, factor)
-    image = resize(chip.pixels, height, width)
-    return _View(index, chip, image, (height / native_h, width / native_w))
-
-
-def _tiles(index: int, view: _View, plan: Plan) -> list[_Tile]:
-    """One tile for a chip that fits its lane, overlapping ones for a larger chip."""
-    height, width = view.image.shape[:2]
-    lane = lane_of(height, width, plan.lanes)
-    if lane >= 0:
-        return [_Tile(index, (0, 0, width, height), lane)]
-    side = max(max(lane.height, lane.width) for lane in plan.lanes)
-    rects = tile_rects(height, width, side, plan.overlap)
-    return [
-        _Tile(index, (int(x0), int(y0), int(x1), int(y1)), lane_of(y1 - y0, x1 - x0, plan.lanes))
-        for x0, y0, x1, y1 in rects
-    ]
-
-
 def _predict_tiles(
-    tiles: Sequence[_Tile], views: Sequence[_View], plan: Plan, predict: Predictor
+    tiles: Sequence[Tile], views: Sequence[View], plan: Plan, predict: Predictor
 ) -> list[Prediction]:
     """Predictions of all tiles, batched by lane across images."""
     answers: dict[int, Prediction] = {}
+    cutter = Cutter(views)
     for batch in pack([tile.lane for tile in tiles], plan.lanes, plan.batch_pixels):
-        crops = []
-        for i in batch:
-            x0, y0, x1, y1 = tiles[i].rect
-            crops.append(views[tiles[i].view].image[y0:y1, x0:x1])
+        crops = [cutter.cut(tiles[i]) for i in batch]
         lane = plan.lanes[tiles[batch[0]].lane]
         for i, answer in zip(batch, predict(crops, lane), strict=True):
             answers[int(i)] = answer
@@ -195,15 +193,15 @@ def _predict_tiles(
 
 def _collect(
     row: ImageRow,
-    view: _View,
-    answer: Sequence[tuple[_Tile, Prediction]],
+    view: View,
+    answer: Sequence[tuple[Tile, Prediction]],
     scale: int,
     plan: Plan,
 ) -> None:
     """Border rule, valid range and projection of one chip's detections; its account."""
     parts = [row.detections]
     factor_y, factor_x = view.factors
-    height, width = view.image.shape[:2]
+    height, width = view.height, view.width
     cx0, cy0, cx1, cy1 = view.chip.box
     for tile, prediction in answer:
         x0, y0, x1, y1 = tile.rect
@@ -235,13 +233,26 @@ def _collect(
     row.detections = join_detections(parts)
 
 
-def _next_rects(
-    view: _View, answer: Sequence[tuple[_Tile, Prediction]], rule: ChipRule | None
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _candidates(
+    row: ImageRow, view: View, answer: Sequence[tuple[Tile, Prediction]], scale: int, plan: Plan
+) -> list[Candidate]:
     """Chips of the next scale in one chip, original px, with their focus."""
+    rule = plan.rules[scale]
     if rule is None:
-        return np.array([view.chip.box], np.int64), np.ones(1, np.float32)
-    height, width = view.image.shape[:2]
+        return [Candidate(view.chip.box, 1.0, view.index)]
+    if isinstance(rule, GridRule):
+        return [Candidate(box, 1.0, view.index) for box in _grid(row, scale + 1, rule, plan)]
+    rects, focus = chips_from_map(_focus_map(view, answer), rule, (view.height, view.width))
+    rects = project_chips(rects, view.chip.box, view.factors)
+    return [
+        Candidate(_box(rect), float(mean), view.index)
+        for rect, mean in zip(rects, focus, strict=True)
+    ]
+
+
+def _focus_map(view: View, answer: Sequence[tuple[Tile, Prediction]]) -> NDArray[np.float32]:
+    """The focus map of a chip, put together from its tiles: the higher where they overlap."""
+    height, width = view.height, view.width
     focus = np.zeros((-(-height // STRIDE), -(-width // STRIDE)), np.float32)
     for tile, prediction in answer:
         x0, y0, x1, y1 = tile.rect
@@ -249,44 +260,59 @@ def _next_rects(
         rows, columns = -(-(y1 - y0) // STRIDE), -(-(x1 - x0) // STRIDE)
         part = focus[top : top + rows, left : left + columns]
         np.maximum(part, prediction.focus[:rows, :columns], out=part)
-    rects, mean = chips_from_map(focus, rule, (height, width))
-    return project_chips(rects, view.chip.box, view.factors), mean
+    return focus
 
 
-def _advance(
-    row: ImageRow,
-    scale: int,
-    found: Sequence[tuple[NDArray[np.int64], NDArray[np.float32], Chip]],
-    plan: Plan,
-) -> None:
-    """Replace the chips of ``scale`` by looked-at ones and append those of the next scale."""
-    done = [replace(chip, pixels=None) if chip.scale == scale else chip for chip in row.chips]
-    row.chips = done
-    rects = [r for r, _, _ in found if len(r)]
-    if not rects:
+def _grid(row: ImageRow, scale: int, rule: GridRule, plan: Plan) -> list[Box]:
+    """Windows over the whole image, original px: those of network px, rounded outwards."""
+    factor = plan.scales[scale].factor_for(row.height, row.width)
+    height, width = scaled_size(row.height, row.width, factor)
+    rects = tile_rects(height, width, rule.side, rule.overlap)
+    whole = np.array([row.width, row.height] * 2)
+    low = np.floor(rects[:, :2] / factor)
+    high = np.minimum(np.ceil(rects[:, 2:] / factor), whole[:2])
+    return [_box(rect) for rect in np.concatenate([low, high], 1).astype(np.int64)]
+
+
+def _box(rect: NDArray) -> Box:
+    return int(rect[0]), int(rect[1]), int(rect[2]), int(rect[3])
+
+
+def _advance(row: ImageRow, scale: int, plan: Plan) -> None:
+    """Replace the chips of ``scale`` by done ones and append those of the next scale."""
+    found = sorted(row.candidates, key=lambda one: one.parent)
+    parents = [row.chips[index] for index in sorted({one.parent for one in found})]
+    row.chips = [replace(c, pixels=None) if c.scale == scale else c for c in row.chips]
+    row.candidates = []
+    if not found:
         return
-    parents = [chip for r, _, chip in found if len(r)]
-    boxes = np.array([parent.box for parent in parents], np.int64)
-    members = np.concatenate(rects)
-    focus = np.concatenate([f for _, f, _ in found])
     rule = plan.rules[scale]
-    merged = members
-    if rule is not None and len(parents) > 1:
+    merged = members = np.array([one.box for one in found], np.int64)
+    focus = np.array([one.focus for one in found], np.float32)
+    if isinstance(rule, ChipRule) and len(parents) > 1:
         factor = plan.scales[scale].factor_for(row.height, row.width)
+        boxes = np.array([parent.box for parent in parents], np.int64)
         merged = merge_rects(members, rule.merge, rule.chip_cost / factor**2, boxes)
+    # Crops that overlap may be more than what they are cut from, and then stay views of it.
+    copy = _area(merged) < _area(np.array([parent.box for parent in parents], np.int64))
     for rect in merged:
         held = (members[:, :2] >= rect[:2]).all(1) & (members[:, 2:] <= rect[2:]).all(1)
-        box = (int(rect[0]), int(rect[1]), int(rect[2]), int(rect[3]))
-        pixels = _cut(box, parents)
+        box = _box(rect)
+        pixels = _cut(box, parents, copy)
         row.chips.append(_make_chip(row, scale + 1, box, float(focus[held].mean()), pixels, plan))
 
 
-def _cut(box: tuple[int, int, int, int], parents: Sequence[Chip]) -> NDArray[np.uint8]:
-    """The native crop of ``box`` out of the parent that holds it."""
+def _area(boxes: NDArray[np.int64]) -> int:
+    return int((boxes[:, 2:] - boxes[:, :2]).prod(1).sum())
+
+
+def _cut(box: Box, parents: Sequence[Chip], copy: bool) -> NDArray[np.uint8]:
+    """The native crop of ``box`` out of the parent that holds it; a view keeps all of that."""
     x0, y0, x1, y1 = box
     for parent in parents:
         px0, py0, px1, py1 = parent.box
         if px0 <= x0 and py0 <= y0 and x1 <= px1 and y1 <= py1:
             assert parent.pixels is not None
-            return parent.pixels[y0 - py0 : y1 - py0, x0 - px0 : x1 - px0]
+            crop = parent.pixels[y0 - py0 : y1 - py0, x0 - px0 : x1 - px0]
+            return crop.copy() if copy and box != parent.box else crop
     raise AssertionError(f"chip {box} lies in no parent")

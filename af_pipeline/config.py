@@ -174,9 +174,21 @@ def dump_config(config: Section) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+def dump_without(config: Section, exclude: Sequence[str] = ()) -> dict[str, Any]:
+    """The resolved config without some keys; ``a.b`` leaves out b of section a."""
+    tree = dump_config(config)
+    for key in exclude:
+        *sections, last = key.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        del node[last]
+    return tree
+
+
 def config_hash(config: Section, exclude: Sequence[str] = ()) -> str:
     """First 16 hex digits of the SHA-256 of the config's canonical JSON."""
-    tree = {key: value for key, value in dump_config(config).items() if key not in exclude}
+    tree = dump_without(config, exclude)
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

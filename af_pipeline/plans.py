@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from af_pipeline.cascade import Plan
+from af_pipeline.cascade import GridRule, Plan
+from af_pipeline.focus import ChipRule
 from af_pipeline.lanes import make_lanes
 from af_pipeline.settings import IndexConfig, StackConfig
 from af_pipeline.stacking import StackRule
@@ -13,19 +14,22 @@ from af_pipeline.stacking import StackRule
 def build_plan(config: IndexConfig) -> Plan:
     """The plan of ``config.mode``.
 
-    autofocus: FocusChips from the focus maps; pyramid: every scale whole; whole: the coarsest
-    scale alone, which then answers for objects of every size.
+    autofocus: FocusChips from the focus maps; pyramid: every scale whole; tiles: the coarsest
+    scale whole and one finer scale in a fixed grid of windows; whole: the coarsest scale alone.
+    In the last two scales are missing, so those run answer for objects of every size.
     """
     pyramid = tuple(scale.build() for scale in config.pyramid)
     scales = pyramid
-    if config.mode == "whole":
-        scales = pyramid[:1]
-    if config.mode == "whole" or not config.stack.valid_ranges:
+    rules: tuple[ChipRule | GridRule | None, ...] = (None,) * (len(scales) - 1)
+    if config.mode == "autofocus":
+        rules = tuple(step.build() for step in config.focus)
+    elif config.mode == "tiles":
+        scales = (pyramid[0], pyramid[config.tiles.scale])
+        rules = (GridRule(config.tiles.side, config.tiles.overlap),)
+    elif config.mode == "whole":
+        scales, rules = pyramid[:1], ()
+    if config.mode in ("tiles", "whole") or not config.stack.valid_ranges:
         scales = tuple(replace(scale, valid_low=-1.0, valid_high=-1.0) for scale in scales)
-    steps = len(scales) - 1
-    rules = tuple(
-        config.focus[i].build() if config.mode == "autofocus" else None for i in range(steps)
-    )
     return Plan(
         scales=scales,
         pyramid=pyramid,

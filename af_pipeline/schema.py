@@ -32,8 +32,19 @@ _CHIP_FIELDS = [
     pa.field("focus", pa.float32()),  # mean probability of the FocusPixels it was made from
 ]
 STORED_CHIP = pa.struct(_CHIP_FIELDS)
-# In flight a pending chip carries its native-resolution crop, uint8 [y1-y0, x1-x0, 3].
-CHIP = pa.struct([*_CHIP_FIELDS, pa.field("pixels", pa.large_binary())])
+# In flight a chip carries its native-resolution crop, uint8 [y1-y0, x1-x0, 3], until the chips of
+# the next scale are cut from it.
+CHIP = pa.struct(
+    [*_CHIP_FIELDS, pa.field("looked", pa.bool_()), pa.field("pixels", pa.large_binary())]
+)
+# A chip of the next scale, not yet merged with the others of its image.
+CANDIDATE = pa.struct(
+    [
+        *[pa.field(name, pa.int32()) for name in ("x0", "y0", "x1", "y1")],
+        pa.field("focus", pa.float32()),
+        pa.field("parent", pa.int32()),  # index of the chip it lies in
+    ]
+)
 
 _COUNTERS = ("dropped_border", "dropped_range", "dropped_score", "dropped_nms")
 LEDGER = pa.struct(
@@ -49,7 +60,7 @@ LEDGER = pa.struct(
 )
 
 
-def _row_schema(chip: pa.DataType) -> pa.Schema:
+def _row_schema(chip: pa.DataType, *more: pa.Field) -> pa.Schema:
     return pa.schema(
         [
             pa.field("image_id", pa.string()),
@@ -61,11 +72,13 @@ def _row_schema(chip: pa.DataType) -> pa.Schema:
             pa.field("detections", pa.large_list(DET)),
             pa.field("chips", pa.large_list(chip)),
             pa.field("ledger", LEDGER),
+            *more,
         ]
     )
 
 
-ROW = _row_schema(CHIP)  # between stages
+# Between stages; candidates are there between two pools of one scale only.
+ROW = _row_schema(CHIP, pa.field("candidates", pa.large_list(CANDIDATE)))
 STORED_ROW = _row_schema(STORED_CHIP)  # rows/*.parquet
 MANIFEST = pa.schema([pa.field("image_id", pa.string()), pa.field("uri", pa.string())])
 
@@ -145,13 +158,24 @@ def join_detections(parts: Sequence[Detections]) -> Detections:
 @dataclass(frozen=True)
 class Chip:
     """A FocusChip. box: x0, y0, x1, y1 original px, integers, half-open; pixels: native crop
-    uint8 [y1-y0, x1-x0, 3] while the chip is pending, None once it was looked at."""
+    uint8 [y1-y0, x1-x0, 3], None once the chips of the next scale are cut from it."""
 
     scale: int
     lane: int
     box: tuple[int, int, int, int]
     focus: float
     pixels: NDArray[np.uint8] | None = None
+    looked: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A chip of the next scale as one chip's focus map gives it; box as in `Chip`; ``parent``:
+    index of that chip among the chips of the image."""
+
+    box: tuple[int, int, int, int]
+    focus: float
+    parent: int
 
 
 @dataclass
@@ -183,10 +207,11 @@ class ImageRow:
     detections: Detections = field(default_factory=no_detections)
     chips: list[Chip] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    candidates: list[Candidate] = field(default_factory=list)
 
 
 def rows_to_table(rows: Sequence[ImageRow], stored: bool = False) -> pa.Table:
-    """Rows -> a table of `ROW`, or of `STORED_ROW` (without chip pixels)."""
+    """Rows -> a table of `ROW`, or of `STORED_ROW` (without chip pixels and candidates)."""
     schema = STORED_ROW if stored else ROW
     columns: dict[str, Any] = {
         name: pa.array([getattr(row, name) for row in rows], schema.field(name).type)
@@ -195,6 +220,11 @@ def rows_to_table(rows: Sequence[ImageRow], stored: bool = False) -> pa.Table:
     columns["detections"] = _detection_lists([row.detections for row in rows])
     columns["chips"] = _chip_lists([row.chips for row in rows], stored)
     columns["ledger"] = pa.array([vars(row.ledger) for row in rows], LEDGER)
+    if not stored:
+        columns["candidates"] = pa.array(
+            [[_candidate_record(one) for one in row.candidates] for row in rows],
+            ROW.field("candidates").type,
+        )
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
@@ -216,6 +246,19 @@ def _detection_lists(lists: Sequence[Detections]) -> pa.Array:
     return _lists([len(d) for d in lists], values)
 
 
+def _candidate_record(candidate: Candidate) -> dict[str, Any]:
+    return {
+        **dict(zip(("x0", "y0", "x1", "y1"), candidate.box, strict=True)),
+        "focus": candidate.focus,
+        "parent": candidate.parent,
+    }
+
+
+def _candidate(record: dict[str, Any]) -> Candidate:
+    box = (record["x0"], record["y0"], record["x1"], record["y1"])
+    return Candidate(box, record["focus"], record["parent"])
+
+
 def _chip_lists(lists: Sequence[Sequence[Chip]], stored: bool) -> pa.Array:
     chips = [chip for one in lists for chip in one]
     plain = [
@@ -227,6 +270,7 @@ def _chip_lists(lists: Sequence[Sequence[Chip]], stored: bool) -> pa.Array:
     kind = STORED_CHIP if stored else CHIP
     children = [pa.array(a, kind.field(i).type) for i, a in enumerate(plain)]
     if not stored:
+        children.append(pa.array([c.looked for c in chips], pa.bool_()))
         pixels = [None if c.pixels is None else c.pixels.tobytes() for c in chips]
         children.append(pa.array(pixels, pa.large_binary()))
     values = pa.StructArray.from_arrays(children, fields=list(kind))
@@ -239,6 +283,8 @@ def table_to_rows(table: pa.Table) -> list[ImageRow]:
     errors, ledgers = table["error"].to_pylist(), table["ledger"].to_pylist()
     detections = _split_detections(table["detections"])
     chips = _split_chips(table["chips"])
+    flying = "candidates" in table.column_names
+    candidates = table["candidates"].to_pylist() if flying else [[] for _ in errors]
     return [
         ImageRow(
             **{name: values[i] for name, values in plain.items()},
@@ -246,6 +292,7 @@ def table_to_rows(table: pa.Table) -> list[ImageRow]:
             detections=detections[i],
             chips=chips[i],
             ledger=Ledger(**ledgers[i]),
+            candidates=[_candidate(record) for record in candidates[i]],
         )
         for i in range(table.num_rows)
     ]
@@ -288,10 +335,11 @@ def _chips_of(values: pa.StructArray) -> list[Chip]:
     columns = [values.field(name).to_pylist() for name in names]
     has_pixels = values.type.get_field_index("pixels") >= 0
     pixels = values.field("pixels") if has_pixels else None
+    looked = values.field("looked").to_pylist() if has_pixels else [True] * len(values)
     chips = []
     for i, (scale, lane, x0, y0, x1, y1, focus) in enumerate(zip(*columns, strict=True)):
         crop = None
         if pixels is not None and pixels[i].is_valid:
             crop = np.frombuffer(pixels[i].as_buffer(), np.uint8).reshape(y1 - y0, x1 - x0, 3)
-        chips.append(Chip(scale, lane, (x0, y0, x1, y1), focus, crop))
+        chips.append(Chip(scale, lane, (x0, y0, x1, y1), focus, crop, looked[i]))
     return chips

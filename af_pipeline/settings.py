@@ -107,11 +107,27 @@ class FocusLabelConfig(Section):
         return FocusRule(self.ignore_below, self.focus_below, self.ignore_until)
 
 
+class StorageConfig(Section):
+    """How a remote place is reached; credentials come from the usual places only."""
+
+    endpoint: str | None = Field(None, description="URL of an S3-compatible server; None: AWS")
+    anonymous: bool = Field(False, description="send no credentials (public buckets)")
+    attempts: int = Field(5, ge=1, description="tries of one request, with growing pauses")
+    timeout_s: float = Field(60, gt=0, description="limit of one try to connect or to read")
+
+
 class SourceConfig(Section):
     """Where images come from."""
 
-    uri: str = Field("", description="directory, COCO json, or VOC image set")
+    uri: str = Field(
+        "",
+        description="directory, glob, COCO json, Parquet or CSV list of URIs, WebDataset tar, "
+        "VOC image set; local or s3://",
+    )
     images: str | None = Field(None, description="image folder of a COCO json, if elsewhere")
+    id_column: str = Field("image_id", description="of a Parquet or CSV list")
+    uri_column: str = Field("uri", description="of a Parquet or CSV list")
+    storage: StorageConfig = StorageConfig()
     max_pixels: int = Field(
         200_000_000, gt=0, description="larger images become error rows (decompression bombs)"
     )
@@ -120,8 +136,18 @@ class SourceConfig(Section):
 class OutputConfig(Section):
     """Where results go."""
 
-    uri: str = Field("", description="directory of the run")
+    uri: str = Field("", description="directory of the run, local or s3://")
     chips: bool = Field(True, description="write chips/*.parquet")
+    on_conflict: Literal["refuse", "overwrite"] = Field(
+        "refuse", description="where another run's results are: stop, or remove them and begin"
+    )
+    redo_errors: bool = Field(
+        False, description="on a rerun, try the images again that ended as error rows"
+    )
+    images_per_file: int = Field(
+        0, ge=0, description="rows of one rows/*.parquet, lost with a kill; 0: by the total"
+    )
+    storage: StorageConfig = StorageConfig()
 
 
 class LaneConfig(Section):
@@ -169,14 +195,39 @@ class StackConfig(Section):
 
 
 class PoolConfig(Section):
-    """One set of actors of the index graph."""
+    """Actors of one kind, and the chips they take: those of some scales up to some size."""
 
-    actors: int = Field(1, ge=1, description="actors of the pool")
+    scales: tuple[int, ...] | None = Field(None, description="scales served; None: all")
+    max_side: int | None = Field(
+        None, ge=32, description="largest side of a lane served, network px; None: what is left"
+    )
+    actors: int | tuple[int, int] = Field(
+        1, description="actors per scale; [least, most] grows and shrinks with the work"
+    )
     num_cpus: float = Field(
         0, ge=0, description="CPUs that Ray reserves per actor; 0: a share of the cluster's"
     )
     num_gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per actor")
+    accelerator_type: str | None = Field(None, description="kind of GPU, Ray's name (A10G, H100)")
+    resources: dict[str, float] = Field(
+        {}, description="custom resources per actor, as nodes were started with"
+    )
     threads: int = Field(0, ge=0, description="torch threads per actor; 0: cores shared out")
+    batch_pixels: int | None = Field(
+        None, ge=1, description="network px a batch may hold here; None: lanes.batch_pixels"
+    )
+
+    @model_validator(mode="after")
+    def _actors(self) -> PoolConfig:
+        low, high = self.actor_range
+        if not 1 <= low <= high:
+            raise ValueError(f"actors takes a number or [least, most] from 1 up; found {low, high}")
+        return self
+
+    @property
+    def actor_range(self) -> tuple[int, int]:
+        """Least and most actors."""
+        return self.actors if isinstance(self.actors, tuple) else (self.actors, self.actors)
 
 
 class RayConfig(Section):
@@ -185,10 +236,31 @@ class RayConfig(Section):
     address: str | None = Field(None, description="None: the cluster of `ray job`, else local")
     rows_per_block: int = Field(4, ge=1, description="images per block: 0.5 s of work or more")
     pools: tuple[PoolConfig, ...] = Field(
-        (PoolConfig(),), description="one per scale, coarse to fine; the last serves the rest"
+        (PoolConfig(),),
+        min_length=1,
+        description="per scale, a chip goes to the first pool that takes it, smallest side first",
     )
     task_cpus: float = Field(0.1, gt=0, description="CPUs of a read, stack or write task")
     wait_for_actors_s: int = Field(600, gt=0, description="fail if actors do not start by then")
+    elastic: bool = Field(
+        False, description="the cluster grows on demand: do not ask whether it is large enough now"
+    )
+
+
+class TilesConfig(Section):
+    """Mode tiles: fixed windows of one scale beside the whole image at the coarsest."""
+
+    scale: int = Field(-1, description="pyramid entry that the windows are seen at; -1: finest")
+    side: int = Field(640, ge=64, description="side of a window, network px, multiple of 32")
+    overlap: int = Field(128, ge=0, description="least overlap of neighbours, network px")
+
+    @model_validator(mode="after")
+    def _fits(self) -> TilesConfig:
+        if self.side % 32:
+            raise ValueError(f"side must be a multiple of 32, found {self.side}")
+        if self.side - self.overlap < 3 * TILE_STEP:
+            raise ValueError(f"side must exceed overlap by {3 * TILE_STEP} px or more")
+        return self
 
 
 class IndexConfig(Section):
@@ -196,8 +268,13 @@ class IndexConfig(Section):
 
     source: SourceConfig = SourceConfig()
     output: OutputConfig = OutputConfig()
-    mode: Literal["autofocus", "pyramid", "whole"] = Field(
-        "autofocus", description="autofocus; pyramid: every scale whole; whole: coarsest only"
+    mode: Literal["autofocus", "pyramid", "tiles", "whole"] = Field(
+        "autofocus",
+        description="autofocus; pyramid: every scale whole; tiles: fixed windows and the whole "
+        "image; whole: coarsest scale only",
+    )
+    plan: Literal["staged", "fused"] = Field(
+        "staged", description="a pool of actors per scale, or one that runs the whole cascade"
     )
     checkpoint: str = Field("checkpoints/aerial_tiny.safetensors", description="detector weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where detectors run")
@@ -210,6 +287,7 @@ class IndexConfig(Section):
     )
     detector_nms: float = Field(0.6, gt=0, le=1, description="NMS overlap within one chip")
     lanes: LaneConfig = LaneConfig()
+    tiles: TilesConfig = TilesConfig()
     stack: StackConfig = StackConfig()
     ray: RayConfig = RayConfig()
     max_error_rate: float = Field(
@@ -224,4 +302,14 @@ class IndexConfig(Section):
                 f"focus needs one entry per step between scales: {len(self.pyramid) - 1} for "
                 f"{len(self.pyramid)} scales, found {len(self.focus)}"
             )
+        if self.mode == "tiles":
+            self._tile_scale()
         return self
+
+    def _tile_scale(self) -> None:
+        count = len(self.pyramid)
+        if not -count <= self.tiles.scale < count or self.tiles.scale % count == 0:
+            raise ValueError(
+                "mode=tiles looks at the coarsest scale whole and at a finer one in windows: "
+                f"tiles.scale must name one of the other {count - 1} pyramid entries"
+            )

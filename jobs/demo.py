@@ -74,7 +74,8 @@ def run_index(images: Path, target: Path) -> None:
     if not Path(config.checkpoint).is_absolute():
         checkpoint = CONFIG.parent.parent.parent / config.checkpoint
         config = config.model_copy(update={"checkpoint": str(checkpoint)})
-    from af_pipeline.dist.index import index, summary
+    from af_pipeline.dist.account import summary
+    from af_pipeline.dist.index import index
     from af_pipeline.dist.session import ray_session
 
     print("starting Ray and the detectors", flush=True)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(TrainConfig, arguments.config, arguments.sets)
     except ConfigError as error:
         return complain(error, 2)
-    from af_pipeline.dist.index import summary
+    from af_pipeline.dist.account import summary
     from af_pipeline.dist.mining import mine
     from af_pipeline.dist.session import ray_session
     from af_pipeline.dist.trainer import TrainError

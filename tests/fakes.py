@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.cascade import Plan, Prediction, look, stack, start_row
+from af_pipeline.cascade import Plan, Prediction, advance, look, stack, start_row
 from af_pipeline.focus import STRIDE, ChipRule
 from af_pipeline.lanes import Lane, make_lanes
 from af_pipeline.scales import Scale
@@ -75,6 +75,7 @@ def run_cascade(
         start_row(row, image, plan)
     for scale in range(len(plan.scales)):
         look(rows, scale, plan, predictor or FakePredictor())
+        advance(rows, scale, plan)
     for row in rows:
         stack(row, plan.stack)
     return rows

@@ -73,8 +73,8 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, text: str, key: str, n
 
 
 def test_a_key_near_to_none_lists_the_valid_ones(tmp_path: Path) -> None:
-    message = problem(tmp_path, INDEX + "output: {zzz: 1}")
-    assert "unknown key 'output.zzz'; valid: chips, uri" in message
+    message = problem(tmp_path, INDEX + "tiles: {zzz: 1}")
+    assert "unknown key 'tiles.zzz'; valid: overlap, scale, side" in message
 
 
 def test_an_unknown_key_in_an_override(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_missing_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("mode=fast", "mode: Input should be 'autofocus', 'pyramid' or 'whole'"),
+        ("mode=fast", "mode: Input should be 'autofocus', 'pyramid', 'tiles' or 'whole'"),
         ("stack.sigma=wide", "stack.sigma: Input should be a valid number"),
         ("focus.0.threshold=1.5", "focus.0.threshold: Input should be less than or equal to 1"),
         ("lanes.sides=[256, 300]", "lanes: sides must be positive multiples of 32"),

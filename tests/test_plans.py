@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from af_pipeline.cascade import GridRule
 from af_pipeline.focus import ChipRule
 from af_pipeline.lanes import make_lanes
 from af_pipeline.plans import build_plan
@@ -55,6 +56,31 @@ def test_whole_runs_the_coarsest_scale_for_every_size() -> None:
     assert plan.scales == (Scale(0.5, valid_low=-1, valid_high=-1),)
     assert plan.rules == ()
     assert plan.pyramid == PYRAMID  # what it is compared with
+
+
+def test_tiles_are_a_grid_of_one_finer_scale() -> None:
+    tiles = {"side": 512, "overlap": 96}
+    plan = build_plan(config(mode="tiles", tiles=tiles))
+    assert plan.scales == (Scale(0.5), Scale(2.0))  # open to every size
+    assert plan.rules == (GridRule(512, 96),)
+    assert plan.pyramid == PYRAMID
+    middle = build_plan(config(mode="tiles", tiles=tiles | {"scale": 1}, focus=[]))
+    assert middle.scales == (Scale(0.5), Scale(1.0))
+
+
+@pytest.mark.parametrize(
+    ("tiles", "reason"),
+    [
+        ({"scale": 0}, "name one of the other 2"),
+        ({"scale": -3}, "name one of the other 2"),
+        ({"scale": 3}, "name one of the other 2"),
+        ({"side": 500}, "multiple of 32"),
+        ({"side": 128, "overlap": 64}, "exceed overlap"),
+    ],
+)
+def test_tiles_that_cannot_be_are_refused(tiles: dict[str, int], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        config(mode="tiles", tiles=tiles)
 
 
 def test_one_scale_needs_no_focus() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from af_pipeline.schema import (
     ROW,
     STORED_ROW,
+    Candidate,
     Chip,
     Detections,
     ImageRow,
@@ -51,6 +52,7 @@ def rows(draw: st.DrawFn) -> ImageRow:
             f32(rng.random() * 100),
             f32(rng.random() * 100),
         ),
+        [make_candidate(rng) for _ in range(chips)],
     )
 
 
@@ -60,11 +62,22 @@ def make_chip(rng: np.random.Generator) -> Chip:
     box = (x0, y0, x0 + width, y0 + height)
     pending = pixels if rng.random() < 0.7 else None
     return Chip(
-        int(rng.integers(0, 4)), int(rng.integers(-1, 300)), box, f32(rng.random()), pending
+        int(rng.integers(0, 4)),
+        int(rng.integers(-1, 300)),
+        box,
+        f32(rng.random()),
+        pending,
+        bool(rng.random() < 0.5),
     )
 
 
+def make_candidate(rng: np.random.Generator) -> Candidate:
+    x0, y0, x1, y1 = (int(n) for n in rng.integers(0, 2**31, 4))
+    return Candidate((x0, y0, x1, y1), f32(rng.random()), int(rng.integers(0, 99)))
+
+
 def check_same(found: ImageRow, wanted: ImageRow, pixels: bool = True) -> None:
+    assert found.candidates == (wanted.candidates if pixels else [])
     for name in ("image_id", "uri", "width", "height", "bytes", "error", "ledger"):
         assert getattr(found, name) == getattr(wanted, name)
     for name, value in vars(wanted.detections).items():
@@ -74,7 +87,8 @@ def check_same(found: ImageRow, wanted: ImageRow, pixels: bool = True) -> None:
         assert other.shape == value.shape
     assert len(found.chips) == len(wanted.chips)
     for one, other in zip(found.chips, wanted.chips, strict=True):
-        assert replace(one, pixels=None) == replace(other, pixels=None)
+        looked = other.looked if pixels else True  # what is stored is done
+        assert replace(one, pixels=None) == replace(other, pixels=None, looked=looked)
         if pixels and other.pixels is not None:
             np.testing.assert_array_equal(one.pixels, other.pixels)
             assert one.pixels.dtype == np.uint8

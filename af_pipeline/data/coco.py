@@ -19,7 +19,8 @@ from af_pipeline.data.annotations import (
     check_size,
     clip_corners,
 )
-from af_pipeline.data.sources import SourceError, locate_images, read_json
+from af_pipeline.data.sources import locate_images, read_json
+from af_pipeline.data.storage import SourceError
 
 _SECTIONS = ("categories", "images", "annotations")
 

@@ -26,7 +26,8 @@ from af_pipeline.data.annotations import (
     OnBroken,
     order_classes,
 )
-from af_pipeline.data.sources import SourceError, locate_images, read_bytes
+from af_pipeline.data.sources import locate_images
+from af_pipeline.data.storage import SourceError, read_bytes
 
 SUFFIXES: tuple[str, ...] = (".parquet", ".pq")
 _CORNERS = ("x0", "y0", "x1", "y1")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from af_pipeline.codec import DecodeError, decode_image
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
-from af_pipeline.data.sources import read_bytes
+from af_pipeline.data.storage import read_bytes
 from af_pipeline.data.synthetic import render_scene
 from af_pipeline.samples import LabelledImage, Sample, SampleRule, make_sample
 from af_pipeline.sniper import ChipWindow, CoverRule, ImageBoxes, boxes_in_window, image_chips

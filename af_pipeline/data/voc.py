@@ -30,7 +30,8 @@ from af_pipeline.data.annotations import (
     clip_corners,
     order_classes,
 )
-from af_pipeline.data.sources import MissingSourceError, SourceError, list_directory, read_bytes
+from af_pipeline.data.sources import list_directory
+from af_pipeline.data.storage import MissingSourceError, SourceError, read_bytes
 
 _SETS = "ImageSets"
 _WITH_CLASS = re.compile(r"(.*\S)\s+(?:-1|0|1)")  # a line of cat_train.txt

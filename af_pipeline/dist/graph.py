@@ -10,61 +10,22 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 import ray.data
+from pyarrow import fs
 from ray.data import ActorPoolStrategy, DataContext, Dataset, SaveMode
 
-from af_pipeline.dist.stacking_stage import StackStage, stage_class
-from af_pipeline.dist.stages import CoarseStage, DetectStage, StageSettings
-from af_pipeline.settings import IndexConfig, PoolConfig
+from af_pipeline.dist.pools import PoolPlan, stage_plan
+from af_pipeline.dist.stacking_stage import STACK, StackStage, stage_class
+from af_pipeline.dist.stages import CoarseStage, DetectStage, FusedStage, StageSettings
+from af_pipeline.settings import IndexConfig
 
-RAY_CPUS = 1.0  # what Ray Data's own tasks ask for, one at a time
+STACKED_BY_ONE = 8  # detecting actors that one stacking actor keeps up with
 FAULTS: dict[str, Any] = {"max_task_retries": 1, "max_restarts": -1}
-
-
-@dataclass(frozen=True)
-class PoolPlan:
-    """A pool as it will run: name, actors, CPUs and GPUs per actor, torch threads per actor."""
-
-    name: str
-    actors: int
-    num_cpus: float
-    num_gpus: float
-    threads: int
-
-
-def plan_pools(config: IndexConfig, scales: int, cluster_cpus: float) -> list[PoolPlan]:
-    """One pool per scale run; CPUs and threads left at 0 are shared out over the cluster.
-
-    Raises ValueError when the stated CPUs cannot all be had at once, which would hang: Ray's own
-    listing and repartitioning need a whole CPU beside the pools.
-    """
-    given = config.ray.pools
-    chosen: list[PoolConfig] = [given[min(i, len(given) - 1)] for i in range(scales)]
-    actors = sum(pool.actors for pool in chosen)
-    own = RAY_CPUS + 3 * config.ray.task_cpus  # listing or repartition; read, stack and write
-    share = min(1.0, max(0.0, 0.9 * (cluster_cpus - own)) / actors)
-    pools = [
-        PoolPlan(
-            name=f"Detect[s{i}]",
-            actors=pool.actors,
-            num_cpus=pool.num_cpus or share,
-            num_gpus=pool.num_gpus,
-            threads=pool.threads or max(1, int(cluster_cpus // actors)),
-        )
-        for i, pool in enumerate(chosen)
-    ]
-    needed = sum(p.actors * p.num_cpus for p in pools) + own
-    if needed > cluster_cpus or share == 0:
-        raise ValueError(
-            f"the graph needs {needed:.2f} CPUs or more, the cluster has {cluster_cpus:g}: lower "
-            "ray.pools.N.num_cpus or actors, or start Ray with more (ray start --num-cpus=N)"
-        )
-    return pools
 
 
 def set_context(config: IndexConfig, tolerate_lost_blocks: bool) -> None:
@@ -86,13 +47,13 @@ def set_context(config: IndexConfig, tolerate_lost_blocks: bool) -> None:
 
 def build_graph(
     config: IndexConfig,
-    manifest: Path,
+    parts: Sequence[str],
+    filesystem: fs.FileSystem,
     settings: StageSettings,
-    pools: list[PoolPlan],
+    pools: Sequence[PoolPlan],
     alone: bool,
-    progress: Any = None,
 ) -> Dataset:
-    """The lazy dataset from manifest to finished rows; nothing runs yet.
+    """The lazy dataset from the lists of images to do to finished rows; nothing runs yet.
 
     ``alone``: one image a block, and none waits at an actor that works on another: a task that
     waits there spends its retries when the actor dies of the other.
@@ -100,33 +61,69 @@ def build_graph(
     cpus = config.ray.task_cpus
     rows_per_block = 1 if alone else config.ray.rows_per_block
     in_flight = 1 if alone else None
-    rows = ray.data.read_parquet(str(manifest), num_cpus=cpus)
+    rows = ray.data.read_parquet(list(parts), filesystem=filesystem, num_cpus=cpus)
     rows = rows.repartition(target_num_rows_per_block=rows_per_block)
-    for scale, pool in enumerate(pools):
-        base = CoarseStage if scale == 0 else DetectStage
-        own = replace(settings, threads=pool.threads)
-        arguments = (own,) if scale == 0 else (own, scale)
+    for planned in pools:
+        low, high = planned.route.pool.actor_range
         rows = rows.map_batches(
-            stage_class(base, pool.name),
-            fn_constructor_args=arguments,
+            stage_class(_base(planned), planned.route.name),
+            fn_constructor_args=(_own(settings, planned),),
             batch_format="pyarrow",
             batch_size=rows_per_block,
-            compute=ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=in_flight),
-            num_cpus=pool.num_cpus,
-            num_gpus=pool.num_gpus,
+            compute=ActorPoolStrategy(
+                min_size=low, max_size=high, max_tasks_in_flight_per_actor=in_flight
+            ),
+            **planned.needs,
             **FAULTS,
         )
     return rows.map_batches(
-        stage_class(StackStage, "Stack"),
-        fn_constructor_args=(settings.plan, progress),
+        stage_class(StackStage, STACK),
+        fn_constructor_args=(settings.plan, settings.counter),
         batch_format="pyarrow",
         batch_size=None,
-        compute=ActorPoolStrategy(size=1),
+        compute=ActorPoolStrategy(min_size=1, max_size=max(1, _actors(pools) // STACKED_BY_ONE)),
         num_cpus=cpus,
         **FAULTS,
     )
 
 
-def run_graph(rows: Dataset, target: Path, task_cpus: float) -> None:
+def stage_names(pools: Sequence[PoolPlan]) -> list[str]:
+    """The stages of the graph that count what they do, in order."""
+    return [*(planned.route.name for planned in pools), STACK]
+
+
+def _base(planned: PoolPlan) -> type:
+    if planned.route.scale is None:
+        return FusedStage
+    return CoarseStage if planned.route.scale == 0 else DetectStage
+
+
+def _own(settings: StageSettings, planned: PoolPlan) -> StageSettings:
+    route = planned.route
+    return replace(
+        settings,
+        plan=stage_plan(settings.plan, route.pool),
+        name=route.name,
+        scale=route.scale,
+        lanes=route.lanes,
+        last=route.last,
+        threads=planned.threads,
+    )
+
+
+def _actors(pools: Sequence[PoolPlan]) -> int:
+    return sum(planned.route.pool.actor_range[1] for planned in pools)
+
+
+def run_graph(
+    rows: Dataset, target: str, filesystem: fs.FileSystem, images_per_file: int, task_cpus: float
+) -> None:
     """Execute the graph into ``target``/*.parquet."""
-    rows.write_parquet(str(target), mode=SaveMode.APPEND, ray_remote_args={"num_cpus": task_cpus})
+    rows.write_parquet(
+        target,
+        filesystem=filesystem,
+        try_create_dir=False,
+        mode=SaveMode.APPEND,
+        min_rows_per_file=images_per_file,
+        ray_remote_args={"num_cpus": task_cpus},
+    )

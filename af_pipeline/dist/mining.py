@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from af_pipeline.data.annotations import AnnotatedDataset
-from af_pipeline.data.sources import SourceImage
-from af_pipeline.dist.index import Outcome, index
+from af_pipeline.data.manifest import SourceImage
+from af_pipeline.dist.account import Outcome
+from af_pipeline.dist.index import index
 from af_pipeline.dist.trainer import absolute, train
 from af_pipeline.settings import IndexConfig, LaneConfig, OutputConfig, SourceConfig, StackConfig
 from af_pipeline.train_settings import TrainConfig

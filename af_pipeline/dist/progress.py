@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from af_pipeline.dist.meter import Counter
 
 REFRESH_S = 0.5
 LINE_EVERY_S = 10.0  # between progress lines where the output is no terminal
 
 
-@ray.remote(num_cpus=0)
-class Counter:
-    """Images, errors and detections that left the graph; a retried block counts again."""
-
-    def __init__(self) -> None:
-        self.counts = (0, 0, 0)
-
-    def add(self, images: int, errors: int, detections: int) -> None:
-        """Count a block."""
-        old = self.counts
-        self.counts = (old[0] + images, old[1] + errors, old[2] + detections)
-
-    def read(self) -> tuple[int, int, int]:
-        """Images, errors, detections so far."""
-        return self.counts
-
-
 @contextmanager
-def shown_progress(total: int, console: Console) -> Iterator[Any]:
-    """Yield a `Counter` handle and show its counts until the block ends."""
-    counter = Counter.remote()  # type: ignore[attr-defined]
+def shown_progress(total: int, stages: Sequence[str], console: Console) -> Iterator[Any]:
+    """Yield the handle of a `Counter` of ``stages`` and show its counts until the block ends."""
+    # Beside the driver: a counter on a worker node would go down with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    counter = Counter.options(scheduling_strategy=here).remote(stages)  # type: ignore[attr-defined]
     ended = threading.Event()
     show = _show_bar if console.is_terminal else _show_lines
     thread = threading.Thread(target=show, args=(counter, total, ended, console), daemon=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 from af_pipeline.config import dump_config, tree_differences
 from af_pipeline.data.annotations import AnnotatedDataset
-from af_pipeline.dist.sink import write_json
 from af_pipeline.train_settings import TrainConfig
 
 PLAN_FILE = "plan.json"
@@ -34,7 +33,9 @@ def claim_folder(
                 f"{folder} is not empty and holds no training: choose another run.name"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(plan, wanted)
+        partial = plan.with_suffix(".partial")
+        partial.write_text(json.dumps(wanted, indent=2) + "\n")
+        partial.replace(plan)
         return
     changes = tree_differences(json.loads(plan.read_text()), wanted)
     if changes:

@@ -1,167 +1,221 @@
-"""The output directory of an index run: what is done, the flat tables, run.json.
+"""The output directory of an index run, local or remote: its files, and what is in them.
 
 rows/ is the truth: one row an image, written by the graph. The flat tables are derived from it
-by `publish`, aside first and then put in place, and may be derived again at any time.
+(`af_pipeline.dist.publish`) and may be derived again at any time.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError, ClientError
+from pyarrow import fs
 
 from af_pipeline.config import tree_differences
-from af_pipeline.schema import CHIPS, DETECTIONS, IMAGES, ImageRow, rows_to_table, table_to_rows
-from af_pipeline.tables import chips_table, detections_table, images_table
+from af_pipeline.data.storage import LOCAL, Storage, filesystem, is_local, reading_error
+from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
 
 ROWS_PER_BATCH = 2_000  # images held in memory while publishing
 PLAN_FILE = "plan.json"  # what the run was started with; there from the start
 RUN_FILE = "run.json"  # totals; written last
+FOLDERS = ("rows", "todo", "detections", "images", "chips")
+PARTIAL = ".partial"  # what a file is called while it is written, on a file system
+READERS = 16  # parts looked into at a time: each is a few requests on remote storage
 
 
 class OutputError(ValueError):
     """The output directory cannot be used; the message says how to go on."""
 
 
-@dataclass
-class Totals:
-    """Sums over all images of a run; pixels are network px."""
-
-    images: int = 0
-    errors: int = 0
-    detections: int = 0
-    chips: int = 0
-    pixels_processed: int = 0
-    pixels_padded: int = 0
-    pixels_pyramid: int = 0
-    bytes: int = 0
-    decode_ms: float = 0.0
-    forward_ms: float = 0.0
-    pixels_per_scale: list[int] = field(default_factory=list)
-    chips_per_scale: list[int] = field(default_factory=list)
-    first_errors: list[str] = field(default_factory=list)
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn what a storage driver raises into one line; credentials in it are blotted out."""
+    try:
+        yield
+    except (OSError, BotoCoreError, ClientError) as error:
+        raise OutputError(f"output: {reading_error(uri, error)}") from error
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run on a local (or mounted) file system."""
+    """Files of one run. ``system``: fsspec; ``root``: the directory as it knows it."""
 
-    root: Path
+    uri: str
+    system: Any
+    root: str
+
+    @classmethod
+    def at(cls, uri: str, storage: Storage = LOCAL) -> RunFolder:
+        """The folder that ``output.uri`` names; it need not exist. Raises SourceError."""
+        system, root = filesystem(uri, storage)
+        shown = root if is_local(system) else uri.rstrip("/")
+        return cls(shown, system, root.rstrip("/"))
 
     @property
-    def rows(self) -> Path:
-        """Directory of the rows as they left the graph."""
-        return self.root / "rows"
+    def arrow(self) -> fs.FileSystem:
+        """The same place for pyarrow and Ray."""
+        if is_local(self.system):
+            return fs.LocalFileSystem()
+        return fs.PyFileSystem(fs.FSSpecHandler(self.system))
 
-    def open(self, identity: dict[str, Any]) -> bool:
-        """Start, or go on with, a run of this ``identity``; True if it was there already.
+    def path(self, *names: str) -> str:
+        """Where something of this run is."""
+        return "/".join((self.root, *names))
 
-        Raises OutputError when the folder holds another run or other files.
-        """
-        if not (self.root / PLAN_FILE).exists():
-            if self.root.exists() and any(self.root.iterdir()):
+    def exists(self, name: str) -> bool:
+        """Whether the run has this file."""
+        return bool(self.system.exists(self.path(name)))
+
+    def is_empty(self) -> bool:
+        """Whether nothing is there but what a kill left of a plan, or not even the directory."""
+        self.system.invalidate_cache()
+        try:
+            listed = self.system.ls(self.root, detail=False)
+        except FileNotFoundError:
+            return True
+        return all(str(path).endswith(f"/{PLAN_FILE}{PARTIAL}") for path in listed)
+
+    def read_json(self, name: str) -> Any:
+        """Content of a JSON file of the run."""
+        return json.loads(self.system.cat_file(self.path(name)))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write JSON so that the file is whole or not there."""
+        self.write_bytes(name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file so that it is whole or not there."""
+        path = self.path(name)
+        if not is_local(self.system):
+            self.system.pipe_file(path, data)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(f"{path}{PARTIAL}")
+        partial.write_bytes(data)
+        partial.replace(path)
+
+    def write_file(self, name: str, path: Path) -> None:
+        """Copy a local file here so that it is whole or not there."""
+        if is_local(self.system):
+            self.write_bytes(name, path.read_bytes())
+        else:
+            self.system.put_file(str(path), self.path(name))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a Parquet file so that it is whole or not there."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def parts(self, name: str) -> list[str]:
+        """Parquet files of one of the run's directories, by name."""
+        self.system.invalidate_cache()
+        try:
+            listed = self.system.ls(self.path(name), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(str(path) for path in listed if str(path).endswith(".parquet"))
+
+    def remove(self, name: str) -> None:
+        """Remove a file or directory of the run, if it is there."""
+        with suppress(FileNotFoundError):
+            self.system.rm(self.path(name), recursive=True)
+
+    # What is in it
+
+    def check(self, identity: dict[str, Any], on_conflict: str = "refuse") -> None:
+        """Raise OutputError if another run or other files are here and are to stay."""
+        if not self.exists(PLAN_FILE):
+            if not self.is_empty():
                 raise OutputError(
-                    f"{self.root} is not empty and holds no run: choose an empty output.uri"
+                    f"{self.uri} is not empty and holds no run: choose an empty output.uri"
                 )
-            self.rows.mkdir(parents=True)
-            write_json(self.root / PLAN_FILE, identity)
-            return False
-        known = json.loads((self.root / PLAN_FILE).read_text())
-        changes = tree_differences(known, identity)
-        if changes:
+            return
+        changes = tree_differences(self.read_json(PLAN_FILE), identity)
+        if changes and on_conflict == "refuse":
             raise OutputError(
-                f"{self.root} holds a run with another configuration ({'; '.join(changes[:5])}): "
-                "use the same settings to resume it, another output.uri for a new run, or remove "
-                "the folder"
+                f"{self.uri} holds a run with another configuration ({'; '.join(changes[:5])}): "
+                "use the same settings to resume it, another output.uri for a new run, or "
+                "--set output.on_conflict=overwrite to remove it and begin anew"
             )
-        (self.root / RUN_FILE).unlink(missing_ok=True)
-        return True
 
-    def done_ids(self) -> set[str]:
-        """Ids of the images in rows/; a part that a kill left unreadable is removed."""
-        done: set[str] = set()
-        for path in sorted(self.rows.glob("*.parquet")):
-            try:
-                done.update(pq.read_table(path, columns=["image_id"])["image_id"].to_pylist())
-            except (pa.ArrowInvalid, OSError):
-                path.unlink()
-        return done
+    def open(self, identity: dict[str, Any], on_conflict: str = "refuse") -> None:
+        """Start, or go on with, a run of this ``identity``; errors as of `check`."""
+        self.check(identity, on_conflict)
+        if self.exists(PLAN_FILE):
+            # First what says that all is there. The plan stays until another takes its place:
+            # without one the folder is not known as a run's.
+            names = [RUN_FILE, "todo"]
+            if tree_differences(self.read_json(PLAN_FILE), identity):
+                names += [*FOLDERS, "manifest.parquet"]
+            for name in names:
+                self.remove(name)
+            self._remove_partial()
+        self.write_json(PLAN_FILE, identity)
+        self.make_directory("rows")
 
-    def append_rows(self, rows: Sequence[ImageRow], name: str) -> None:
+    def _remove_partial(self) -> None:
+        """Remove parts that a kill left half-written; single files are written anew anyway."""
+        if is_local(self.system):
+            for folder in map(self.path, FOLDERS):
+                for path in Path(folder).glob(f"*{PARTIAL}"):
+                    path.unlink()
+
+    def make_directory(self, name: str) -> None:
+        """Make a directory of the run; remote storage has none."""
+        if is_local(self.system):
+            Path(self.path(name)).mkdir(parents=True, exist_ok=True)
+
+    def finished(self) -> Iterator[tuple[str, pa.Table]]:
+        """Each part of rows/ with its columns image_id and failed (bool).
+
+        A part that a kill left unreadable is removed.
+        """
+        with ThreadPoolExecutor(READERS) as pool:
+            paths = self.parts("rows")
+            for path, found in zip(paths, pool.map(self._ids_of, paths), strict=True):
+                if found is None:
+                    self.system.rm_file(path)
+                else:
+                    yield path, found
+
+    def _ids_of(self, path: str) -> pa.Table | None:
+        try:
+            table = pq.read_table(path, columns=["image_id", "error"], filesystem=self.arrow)
+        except (pa.ArrowInvalid, OSError):
+            # On a file system a kill leaves files cut short; an upload is whole or not there.
+            if is_local(self.system):
+                return None
+            raise
+        failed = pc.not_equal(table["error"], "")
+        return pa.table({"image_id": table["image_id"], "failed": failed})
+
+    def keep_rows(self, path: str, keep: pa.Array) -> None:
+        """Rewrite a part of rows/ with those rows only where ``keep`` (bool) holds."""
+        table = pq.read_table(path, filesystem=self.arrow).filter(keep)
+        if table.num_rows:
+            self.write_table(path[len(self.root) + 1 :], table)
+        else:
+            self.system.rm_file(path)
+
+    def append_rows(self, rows: Sequence[ImageRow]) -> None:
         """Add a part to rows/, complete or not at all."""
-        partial = self.root / f"{name}.partial"
-        pq.write_table(rows_to_table(rows, stored=True), partial)
-        partial.replace(self.rows / f"{name}.parquet")
+        name = f"rows/lost-{time.time_ns()}.parquet"
+        self.write_table(name, rows_to_table(rows, stored=True))
 
     def read_rows(self) -> Iterator[list[ImageRow]]:
         """All rows, some thousand at a time, parts in the order of their names."""
-        for path in sorted(self.rows.glob("*.parquet")):
-            for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_BATCH):
-                yield table_to_rows(pa.Table.from_batches([batch]))
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that the file is whole or not there."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
-
-
-def publish(folder: RunFolder, class_names: Sequence[str], run_id: str, chips: bool) -> Totals:
-    """Derive detections/, images/ and chips/ from rows/; returns the run's totals."""
-    totals = Totals()
-    schemas = {"detections": DETECTIONS, "images": IMAGES} | ({"chips": CHIPS} if chips else {})
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder.root / "publish.partial")
-    writers = {}
-    for name, schema in schemas.items():
-        (folder.root / "publish.partial" / name).mkdir(parents=True)
-        path = folder.root / "publish.partial" / name / "part-00000.parquet"
-        writers[name] = pq.ParquetWriter(path, schema)
-    for rows in folder.read_rows():
-        _add_totals(totals, rows)
-        writers["detections"].write_table(detections_table(rows, class_names))
-        writers["images"].write_table(images_table(rows, run_id))
-        if chips:
-            writers["chips"].write_table(chips_table(rows))
-    for writer in writers.values():
-        writer.close()
-    for name in ("detections", "images", "chips"):
-        with suppress(FileNotFoundError):
-            shutil.rmtree(folder.root / name)
-    for name in schemas:
-        (folder.root / "publish.partial" / name).replace(folder.root / name)
-    (folder.root / "publish.partial").rmdir()
-    return totals
-
-
-def _add_totals(totals: Totals, rows: Sequence[ImageRow]) -> None:
-    for row in rows:
-        ledger = row.ledger
-        totals.images += 1
-        if row.error:
-            totals.errors += 1
-            if len(totals.first_errors) < 10:
-                totals.first_errors.append(f"{row.image_id}: {row.error}")
-        totals.detections += len(row.detections)
-        totals.chips += sum(ledger.chips[1:])
-        totals.pixels_processed += sum(ledger.pixels)
-        totals.pixels_padded += sum(ledger.padded)
-        totals.pixels_pyramid += ledger.pixels_pyramid
-        totals.bytes += row.bytes
-        totals.decode_ms += ledger.decode_ms
-        totals.forward_ms += ledger.forward_ms
-        totals.pixels_per_scale = _sum_lists(totals.pixels_per_scale, ledger.pixels)
-        totals.chips_per_scale = _sum_lists(totals.chips_per_scale, ledger.chips)
-
-
-def _sum_lists(a: list[int], b: list[int]) -> list[int]:
-    longest = max(len(a), len(b))
-    return [(a[i] if i < len(a) else 0) + (b[i] if i < len(b) else 0) for i in range(longest)]
+        for path in self.parts("rows"):
+            with self.arrow.open_input_file(path) as file:
+                for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_BATCH):
+                    yield table_to_rows(pa.Table.from_batches([batch]))

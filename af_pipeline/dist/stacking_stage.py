@@ -7,24 +7,29 @@ from typing import Any
 import pyarrow as pa
 
 from af_pipeline.cascade import Plan, stack
+from af_pipeline.dist.meter import StageMeter
 from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
+
+STACK = "Stack"
 
 
 def fail(row: ImageRow, message: str) -> None:
     """Mark a row as failed: one line of reason, no detections, no chips."""
     fresh = ImageRow(row.image_id, row.uri)
     row.error = " ".join(message.split())[:500] or "unknown error"
-    row.detections, row.chips = fresh.detections, []
+    row.detections, row.chips, row.candidates = fresh.detections, [], []
 
 
 class StackStage:
-    """Focus stacking and the stored form of the rows; counts progress where asked to."""
+    """Focus stacking and the stored form of the rows; counts where there is a counter."""
 
-    def __init__(self, plan: Plan, progress: Any = None) -> None:
-        self.plan, self.progress = plan, progress
+    def __init__(self, plan: Plan, counter: Any = None) -> None:
+        self.plan, self.counter = plan, counter
+        self.meter = StageMeter(STACK, counter)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `ROW` in, of `STORED_ROW` out."""
+        self.meter.begin(table.num_rows)
         rows = table_to_rows(table)
         for row in rows:
             if row.error:
@@ -33,10 +38,11 @@ class StackStage:
                 stack(row, self.plan.stack)
             except Exception as error:
                 fail(row, f"stacking failed: {error!r}")
-        if self.progress is not None:
+        self.meter.end(len(rows), {})
+        if self.counter is not None:
             errors = sum(1 for row in rows if row.error)
             found = sum(len(row.detections) for row in rows)
-            self.progress.add.remote(len(rows), errors, found)
+            self.counter.add.remote(len(rows), errors, found)
         return rows_to_table(rows, stored=True)
 
 

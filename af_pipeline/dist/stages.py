@@ -17,13 +17,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from af_pipeline.cascade import Plan, Predictor, look, start_row
+from af_pipeline.cascade import Plan, Predictor, advance, look, pending_pixels, start_row
 from af_pipeline.codec import DecodeError, decode_image, image_size
-from af_pipeline.data.sources import SourceError, read_bytes
+from af_pipeline.data.storage import LOCAL, SourceError, Storage, read_bytes
+from af_pipeline.dist.meter import MeteredPredictor, StageMeter
 from af_pipeline.dist.stacking_stage import fail
 from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
 
-DECODED_PIXELS = 64_000_000  # decoded originals a coarse actor holds at once, about 200 MB
+# Originals, or network px of chips, that an actor holds at once: about 200 MB. A larger image is
+# looked at alone.
+GROUP_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -41,76 +44,95 @@ class DetectorSource:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What a detecting stage needs besides its scale; travels to the actors."""
+    """What a detecting stage needs; travels to the actors.
+
+    ``scale`` and ``lanes``: the chips it looks at, None: all; ``last``: no later stage looks at
+    this scale; ``counter``: a `meter.Counter`, None counts nowhere.
+    """
 
     plan: Plan
     detector: DetectorSource
     max_pixels: int
+    storage: Storage = LOCAL
+    name: str = ""
+    scale: int | None = 0
+    lanes: tuple[int, ...] | None = None
+    last: bool = True
     threads: int = 1
+    counter: Any = None
 
 
 class DetectStage:
-    """Looks at the pending chips of one scale; a subclass per scale gives it its own name."""
+    """Looks at the pending chips of one scale, or of some of its lanes."""
 
-    def __init__(self, settings: StageSettings, scale: int) -> None:
+    def __init__(self, settings: StageSettings) -> None:
         cv2.setNumThreads(settings.threads)
-        self.settings, self.scale = settings, scale
+        self.settings, self.plan = settings, settings.plan
         detector = settings.detector
-        self.predict = detector.loader(settings.threads, **detector.options)
+        predict = detector.loader(settings.threads, **detector.options)
+        self.predict = MeteredPredictor(predict, settings.plan.batch_pixels)
+        self.meter = StageMeter(settings.name, settings.counter)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `ROW` in and out, same rows in the same order."""
+        self.meter.begin(table.num_rows)
         rows = table_to_rows(table)
-        self.look_safely([row for row in rows if not row.error])
+        scale = self.settings.scale or 0
+        sizes = [0 if row.error else pending_pixels(row, scale, self.plan) for row in rows]
+        for group in groups_within(sizes, GROUP_PIXELS):
+            self.look_safely([rows[i] for i in group if not rows[i].error], scale)
+        self.meter.end(len(rows), self.predict.take())
         return rows_to_table(rows)
 
-    def look_safely(self, rows: Sequence[ImageRow]) -> None:
+    def look_safely(self, rows: Sequence[ImageRow], scale: int) -> None:
         """Look at ``rows`` together; should that fail, one by one, so the culprit is known."""
         before = [_snapshot(row) for row in rows]
         try:
-            look(rows, self.scale, self.settings.plan, self.predict)
+            look(rows, scale, self.plan, self.predict, self.settings.lanes)
+            if self.settings.last:
+                advance(rows, scale, self.plan)
         except Exception as error:
             for row, state in zip(rows, before, strict=True):
                 _restore(row, state)
             if len(rows) == 1:
-                fail(rows[0], f"detection at scale {self.scale} failed: {error!r}")
+                fail(rows[0], f"detection at scale {scale} failed: {error!r}")
                 return
             for row in rows:
-                self.look_safely([row])
+                self.look_safely([row], scale)
 
 
 class CoarseStage(DetectStage):
     """Reads and decodes images, looks at them whole, cuts the first FocusChips."""
 
     def __init__(self, settings: StageSettings) -> None:
-        super().__init__(settings, 0)
+        super().__init__(settings)
         self.pool = ThreadPoolExecutor(max(1, settings.threads), "decode")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `MANIFEST` in, of `ROW` out."""
+        self.meter.begin(table.num_rows)
         pairs = zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True)
         rows = [ImageRow(image_id, uri) for image_id, uri in pairs]
         for group in self._decoded_groups(rows):
-            self.look_safely(group)
+            self.look_through(group)
+        self.meter.end(len(rows), self.predict.take())
         return rows_to_table(rows)
+
+    def look_through(self, rows: Sequence[ImageRow]) -> None:
+        """What is done with images that were just decoded."""
+        self.look_safely(rows, 0)
 
     def _decoded_groups(self, rows: Sequence[ImageRow]) -> Iterator[list[ImageRow]]:
         """Rows decoded and started, in groups that keep memory bounded."""
         data = list(self.pool.map(self._read, rows))
-        group: list[int] = []
-        pixels = 0
-        for index, content in enumerate(data):
-            size = _header_pixels(content)
-            if group and pixels + size > DECODED_PIXELS:
-                yield self._start([rows[i] for i in group], [data[i] for i in group])
-                group, pixels = [], 0
-            group.append(index)
-            pixels += size
-        yield self._start([rows[i] for i in group], [data[i] for i in group])
+        for group in groups_within([_header_pixels(content) for content in data], GROUP_PIXELS):
+            yield self._start([rows[i] for i in group], [data[i] for i in group])
+            for i in group:
+                data[i] = None
 
     def _read(self, row: ImageRow) -> bytes | None:
         try:
-            data = read_bytes(row.uri)
+            data = read_bytes(row.uri, self.settings.storage)
         except SourceError as error:
             fail(row, str(error))
             return None
@@ -143,6 +165,32 @@ class CoarseStage(DetectStage):
         return image
 
 
+class FusedStage(CoarseStage):
+    """The whole cascade of an image in one actor: no pixels leave it."""
+
+    def look_through(self, rows: Sequence[ImageRow]) -> None:
+        """All scales, one after the other."""
+        for scale in range(len(self.plan.scales)):
+            left = [row for row in rows if not row.error]
+            sizes = [pending_pixels(row, scale, self.plan) for row in left]
+            for group in groups_within(sizes, GROUP_PIXELS):
+                self.look_safely([left[i] for i in group], scale)
+
+
+def groups_within(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Indices in order, in groups of at most ``limit`` in sum, one at least."""
+    group: list[int] = []
+    total = 0
+    for index, size in enumerate(sizes):
+        if group and total + size > limit:
+            yield group
+            group, total = [], 0
+        group.append(index)
+        total += size
+    if group:
+        yield group
+
+
 def _header_pixels(data: bytes | None) -> int:
     try:
         height, width = image_size(data) if data else (0, 0)
@@ -156,9 +204,9 @@ def _snapshot(row: ImageRow) -> tuple[Any, ...]:
         key: list(value) if isinstance(value, list) else value
         for key, value in vars(row.ledger).items()
     }
-    return row.detections, list(row.chips), ledger
+    return row.detections, list(row.chips), list(row.candidates), ledger
 
 
 def _restore(row: ImageRow, state: tuple[Any, ...]) -> None:
-    row.detections, row.chips, ledger = state
+    row.detections, row.chips, row.candidates, ledger = state
     vars(row.ledger).update(ledger)

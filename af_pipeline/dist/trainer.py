@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 
 from af_pipeline.config import dump_config, load_config
 from af_pipeline.data.annotations import AnnotatedDataset
-from af_pipeline.data.sources import SourceError, read_bytes
+from af_pipeline.data.storage import SourceError, read_bytes
 from af_pipeline.data.training import ChipStream
 from af_pipeline.dist.run_identity import claim_folder
 from af_pipeline.dist.train_loop import BEST_FILE, MODEL_FILE, train_worker

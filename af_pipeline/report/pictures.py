@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow.dataset as ds
 
 from af_pipeline.codec import decode_image, encode_jpeg
-from af_pipeline.data.sources import read_bytes
+from af_pipeline.data.storage import read_bytes
 from af_pipeline.report.canvas import (
     FAINT,
     INK,

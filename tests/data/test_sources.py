@@ -8,22 +8,18 @@ from typing import Any
 from uuid import uuid4
 
 import fsspec
-import pyarrow.parquet as pq
 import pytest
 
+from af_pipeline.data.listing import list_images
+from af_pipeline.data.manifest import SourceImage
 from af_pipeline.data.sources import (
     IMAGE_SUFFIXES,
-    MissingSourceError,
-    SourceError,
-    SourceImage,
     list_coco,
     list_directory,
     locate_images,
-    open_source,
-    read_bytes,
     read_json,
-    write_manifest,
 )
+from af_pipeline.data.storage import MissingSourceError, SourceError, read_bytes
 from tests.realdata import real_data
 
 
@@ -153,24 +149,18 @@ def test_directory_is_listed_lazily(tmp_path: Path) -> None:
     assert ids(images) == ["b/1.jpg", "b/2.jpg"]
 
 
-def deny(monkeypatch: pytest.MonkeyPatch, method: str, ending: str) -> None:
-    """Refuse access to some local paths; chmod would not stop root, as whom tests often run."""
-    system = type(fsspec.filesystem("file"))
-    plain = getattr(system, method)
-
-    def guarded(self: Any, path: str, *args: Any, **options: Any) -> Any:
-        if path.endswith(ending):
-            raise PermissionError(13, "Permission denied", path)
-        return plain(self, path, *args, **options)
-
-    monkeypatch.setattr(system, method, guarded)
-
-
 def test_unreadable_folder_is_an_error_not_a_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path, "a.jpg", "b/c.jpg")
-    deny(monkeypatch, "ls", "/b")
+    plain = os.scandir
+
+    def guarded(path: str) -> Any:
+        if path.endswith("/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
     with pytest.raises(SourceError, match=r"no permission to read .*/b:"):
         list(list_directory(str(tmp_path)))
 
@@ -234,7 +224,7 @@ def test_coco_absolute_names_and_urls_stay(tmp_path: Path) -> None:
 def test_remote_coco(bucket: str) -> None:
     put(f"{bucket}/images/a.jpg")
     put(f"{bucket}/x.json", b'{"images": [{"file_name": "a.jpg"}]}')
-    assert list(open_source(f"{bucket}/x.json")) == [SourceImage("a.jpg", f"{bucket}/images/a.jpg")]
+    assert list(list_images(f"{bucket}/x.json")) == [SourceImage("a.jpg", f"{bucket}/images/a.jpg")]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +247,7 @@ def test_wrong_coco_files(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(SourceError, match=message) as caught:
-        open_source(str(path))
+        list_images(str(path))
     assert str(path) in str(caught.value)
 
 
@@ -270,20 +260,20 @@ def test_coco_file_that_is_not_text(tmp_path: Path) -> None:
 # Dispatch and reading
 
 
-def test_open_source_tells_kinds_apart(tmp_path: Path) -> None:
+def test_kinds_are_told_apart(tmp_path: Path) -> None:
     touch(tmp_path, "in/b.jpg", "in/a.jpg")
-    assert ids(open_source(str(tmp_path / "in"))) == ["a.jpg", "b.jpg"]
+    assert ids(list_images(str(tmp_path / "in"))) == ["a.jpg", "b.jpg"]
     path = coco(tmp_path / "in", "b.jpg")
-    assert ids(open_source(path)) == ["b.jpg"]
-    assert ids(open_source(path, str(tmp_path))) == ["b.jpg"]
-    with pytest.raises(SourceError, match=r"COCO \.json file only"):
-        open_source(str(tmp_path / "in"), str(tmp_path))
+    assert ids(list_images(path)) == ["b.jpg"]
+    assert ids(list_images(path, str(tmp_path))) == ["b.jpg"]
+    with pytest.raises(SourceError, match=r"goes with a COCO \.json"):
+        list_images(str(tmp_path / "in"), str(tmp_path))
 
 
-def test_open_source_missing(tmp_path: Path) -> None:
+def test_missing_sources(tmp_path: Path) -> None:
     for name in ("gone", "gone.json"):
         with pytest.raises(MissingSourceError, match="nothing at"):
-            open_source(str(tmp_path / name))
+            list_images(str(tmp_path / name))
 
 
 def test_twins_on_object_storage(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
@@ -292,7 +282,7 @@ def test_twins_on_object_storage(monkeypatch: pytest.MonkeyPatch, bucket: str) -
     plain = system.ls
     monkeypatch.setattr(system, "ls", lambda *a, **k: plain(*a, **k) * 2)
     with pytest.raises(SourceError, match=r"two images with the id 'a\.jpg'"):
-        list(open_source(bucket))
+        list(list_images(bucket))
 
 
 def test_read_bytes_errors(tmp_path: Path, bucket: str) -> None:
@@ -313,62 +303,14 @@ def test_read_bytes_of_names_that_look_like_urls(tmp_path: Path) -> None:
 
 def test_read_bytes_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a.jpg")
-    deny(monkeypatch, "cat_file", "/a.jpg")
+    system = type(fsspec.filesystem("file"))
+
+    def denied(self: Any, path: str, **options: Any) -> bytes:  # chmod would not stop root
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(system, "cat_file", denied)
     with pytest.raises(SourceError, match="no permission"):
         read_bytes(str(tmp_path / "a.jpg"))
-
-
-# Manifest
-
-
-@pytest.mark.parametrize("count", [0, 1, 4, 5, 13])
-def test_manifest_round_trip(tmp_path: Path, count: int) -> None:
-    images = [SourceImage(f"ä/{i}.jpg", f"s3://b/{i}.jpg") for i in range(count)]
-    path = tmp_path / "new" / "manifest.parquet"
-    assert write_manifest(iter(images), path, rows_per_group=4) == count
-    file = pq.ParquetFile(path)
-    assert file.schema_arrow.names == ["image_id", "uri"]
-    assert {str(kind) for kind in file.schema_arrow.types} == {"string"}
-    assert file.num_row_groups == -(-count // 4)
-    assert [SourceImage(**row) for row in file.read().to_pylist()] == images
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_manifest_is_streamed(tmp_path: Path) -> None:
-    held: list[int] = []
-
-    def endless() -> Iterator[SourceImage]:
-        for i in range(1000):
-            held.append(i)
-            yield SourceImage(f"{i}", f"{i}")
-
-    assert write_manifest(endless(), tmp_path / "m.parquet", rows_per_group=10) == 1000
-    assert pq.ParquetFile(tmp_path / "m.parquet").metadata.row_group(0).num_rows == 10
-
-
-def test_failed_listing_leaves_the_old_manifest(tmp_path: Path) -> None:
-    def failing() -> Iterator[SourceImage]:
-        yield SourceImage("a", "a")
-        raise SourceError("no more")
-
-    path = tmp_path / "m.parquet"
-    write_manifest([SourceImage("old", "old")], path)
-    with pytest.raises(SourceError, match="no more"):
-        write_manifest(failing(), path, rows_per_group=1)
-    assert pq.read_table(path).to_pylist() == [{"image_id": "old", "uri": "old"}]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_manifest_of_a_name_that_is_not_unicode(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / os.fsdecode(b"\xff.jpg")).touch()
-    with pytest.raises(SourceError, match="rename the file"):
-        write_manifest(list_directory(str(tmp_path / "in")), tmp_path / "m.parquet")
-
-
-def test_manifest_row_groups_must_hold_a_row(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="rows_per_group"):
-        write_manifest([], tmp_path / "m.parquet", rows_per_group=0)
 
 
 # Real data
@@ -376,9 +318,9 @@ def test_manifest_row_groups_must_hold_a_row(tmp_path: Path) -> None:
 
 def test_real_sources() -> None:
     folder = real_data("aerial-cars")
-    listed = list(open_source(str(folder)))
+    listed = list(list_images(str(folder)))
     assert len(listed) == 101
     for name, count in (("train", 78), ("val", 23)):
-        images = list(open_source(str(folder / f"{name}.json")))
+        images = list(list_images(str(folder / f"{name}.json")))
         assert len(images) == count
         assert {image.uri for image in images} <= {image.uri for image in listed}

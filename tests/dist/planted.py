@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from af_pipeline.cascade import Prediction, look, stack, start_row
+from af_pipeline.cascade import Prediction, run_cascade
 from af_pipeline.codec import decode_image
 from af_pipeline.dist.stages import DetectorSource
 from af_pipeline.focus import STRIDE
@@ -136,10 +136,7 @@ def cascade_row(config: IndexConfig, path: Path) -> ImageRow:
     """One image through the cascade in this process."""
     plan, row = build_plan(config), ImageRow(path.name, str(path))
     assert plan.lanes == make_lanes(config.lanes.sides)
-    start_row(row, decode_image(path.read_bytes()), plan)
-    for scale in range(len(plan.scales)):
-        look([row], scale, plan, FakeDetector(1))
-    stack(row, plan.stack)
+    run_cascade(row, decode_image(path.read_bytes()), plan, FakeDetector(1))
     return row
 
 

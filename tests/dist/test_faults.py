@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
-from af_pipeline.dist.index import Outcome, index
+from af_pipeline.dist.account import Outcome
+from af_pipeline.dist.index import GraphError, index
+from af_pipeline.dist.stages import DetectorSource
 from tests.dist.planted import (
+    CLASS_NAMES,
     KILLS,
     LARGE,
     MIDDLE,
@@ -69,3 +72,15 @@ def test_images_that_kill_in_two_stages(tmp_path: Path) -> None:
 def test_nothing_but_images_that_kill(tmp_path: Path) -> None:
     run = run_with(tmp_path, {"a.png": [LARGE], "b.png": [LARGE]}, [], mode="whole")
     check(run, {"a.png", "b.png"}, set())
+
+
+def no_weights(threads: int, **options: Any) -> Any:
+    raise RuntimeError("out of memory on this card")
+
+
+def test_a_detector_that_cannot_start_is_one_line(tmp_path: Path) -> None:
+    save(tmp_path / "images/a.png", picture(1, SCENE))
+    broken = DetectorSource(no_weights, {}, CLASS_NAMES, "fake-detector-0002")
+    config = index_config(tmp_path / "images", tmp_path / "out", mode="whole")
+    with pytest.raises(GraphError, match=r"out of memory on this card.*run the same command again"):
+        index(config, broken)

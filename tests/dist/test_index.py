@@ -2,14 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from af_pipeline.dist.graph import plan_pools
-from af_pipeline.dist.index import Outcome, index, summary
+from af_pipeline.dist.account import Outcome, summary
+from af_pipeline.dist.index import index
 from af_pipeline.schema import CHIPS, DETECTIONS, IMAGES, STORED_ROW
 from af_pipeline.settings import IndexConfig
 from af_pipeline.tables import chips_table, detections_table
@@ -150,7 +151,7 @@ def test_schemas_are_those_of_the_contract(run: Outcome) -> None:
 def test_run_json(run: Outcome, config: IndexConfig) -> None:
     content = json.loads((run.root / "run.json").read_text())
     keys = ["run_id", "config", "config_hash", "checkpoint_hash", "class_names", "libraries"]
-    assert set(content) == {*keys, "totals", "skipped", "wall_seconds"}
+    assert set(content) == {*keys, "totals", "skipped", "wall_seconds", "stages"}
     assert content["config"] == config.model_dump(mode="json")
     assert content["class_names"] == list(CLASS_NAMES)
     assert content["checkpoint_hash"] == source().identity
@@ -212,16 +213,51 @@ def test_other_modes(cluster: None, config: IndexConfig, tmp_path: Path, mode: s
     assert share <= run.totals.pixels_processed / run.totals.pixels_pyramid < share * 1.8
 
 
-def test_pools_that_do_not_fit_are_refused() -> None:
-    config = index_config(Path("images"), Path("out"))
-    for cpus in (2, 4, 64):
-        pools = plan_pools(config, 3, cpus)
-        assert [pool.name for pool in pools] == ["Detect[s0]", "Detect[s1]", "Detect[s2]"]
-        assert sum(pool.actors * pool.num_cpus for pool in pools) + 1.3 <= cpus
-        assert all(0 < pool.num_cpus <= 1 and pool.threads >= 1 for pool in pools)
-    with pytest.raises(ValueError, match=r"needs 1\.30 CPUs or more, the cluster has 1"):
-        plan_pools(config, 3, 1)
-    greedy = index_config(Path("images"), Path("out"), ray={"pools": [{"num_cpus": 1}]})
-    with pytest.raises(ValueError, match=r"needs 4\.30 .* the cluster has 4: lower ray\.pools"):
-        plan_pools(greedy, 3, 4)
-    assert len(plan_pools(greedy, 3, 5)) == 3
+POOLS = [
+    {"max_side": 128},
+    {"scales": [1, 2], "max_side": 256, "batch_pixels": 300_000},
+    {"threads": 1},
+]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"plan": "fused"}, {"ray": {"rows_per_block": 3, "pools": POOLS, "task_cpus": 0.05}}],
+    ids=["fused", "pools"],
+)
+def test_other_plans_give_the_same_rows(
+    run: Outcome, config: IndexConfig, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    other = index_config(Path(config.source.uri).parent, tmp_path / "out", **changes)
+    again = index(other.model_copy(update={"source": config.source}), source())
+    for name in ("rows", "detections", "images", "chips"):
+        assert plain_rows(again.root, name) == plain_rows(run.root, name)
+    identity = [json.loads((one.root / "plan.json").read_text()) for one in (run, again)]
+    assert identity[0] == identity[1]
+    names = [stage["stage"] for stage in again.stages]
+    expected = {"fused": ["Cascade", "Stack"]}.get(changes.get("plan", ""))
+    bounded = [f"Detect[s{s}<={side}]" for s in (1, 2) for side in (128, 256)]
+    split = ["Detect[s0]", *bounded[:2], "Detect[s1]", *bounded[2:], "Detect[s2]", "Stack"]
+    assert names == (expected or split)
+
+
+def plain_rows(root: Path, name: str) -> dict[str, list[Any]]:
+    """A table's records by image, without clocks."""
+    found = by_image(root, name, ("decode_ms", "forward_ms"))
+    for records in found.values():
+        for record in records:
+            for clock in ("decode_ms", "forward_ms"):
+                record.get("ledger", {}).pop(clock, None)
+    return found
+
+
+def test_stages_account_for_every_image(run: Outcome) -> None:
+    stages = {stage["stage"]: stage for stage in run.stages}
+    assert list(stages) == ["Detect[s0]", "Detect[s1]", "Detect[s2]", "Stack"]
+    assert all(stage["images"] == 15 for stage in run.stages)
+    chips = [stages[f"Detect[s{scale}]"]["chips"] for scale in range(3)]
+    assert sum(chips[1:]) >= run.totals.chips > 0  # tiles of a chip count singly
+    assert all(0 < stages[f"Detect[s{scale}]"]["batch_fill"] <= 1 for scale in range(3))
+    assert stages["Stack"]["batch_fill"] is None
+    assert all(0 < stage["busy_share"] <= 1 for stage in run.stages)
+    assert json.loads((run.root / "run.json").read_text())["stages"] == run.stages

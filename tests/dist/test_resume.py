@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.dist.index import Outcome, index
+from af_pipeline.dist.account import Outcome
+from af_pipeline.dist.index import index
 from af_pipeline.dist.sink import OutputError
 from af_pipeline.schema import ImageRow
 from af_pipeline.tables import chips_table, detections_table
@@ -148,8 +150,53 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in place.out.iterdir()] == ["thesis.txt"]
 
 
-def test_remote_and_missing_outputs_are_refused(tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    for uri, reason in (("s3://bucket/out", "only local"), ("", "no output: give --set")):
+def test_missing_and_unreachable_outputs_are_refused(tmp_path: Path) -> None:
+    nobody = {"endpoint": "http://127.0.0.1:9", "anonymous": True, "attempts": 1}
+    away = {"uri": "s3://bucket/out", "storage": nobody}
+    for output, reason in ((away, "output: cannot read s3://bucket/out"), ({}, "no output: give")):
         with pytest.raises(OutputError, match=reason):
-            index(index_config(images, tmp_path, output={"uri": uri}), source())
+            index(index_config(tmp_path / "images", tmp_path, output=output), source())
+
+
+def test_another_run_is_overwritten_when_asked(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.add([1, 2])
+    place.run()
+    (place.out / "notes.txt").write_text("mine")
+    output = {"uri": str(place.out), "on_conflict": "overwrite"}
+    outcome, seen = place.run(mode="whole", output=output)
+    assert (outcome.skipped, seen) == (0, {1, 2})
+    assert table(place.out, "rows").num_rows == table(place.out, "images").num_rows == 2
+    assert json.loads((place.out / "plan.json").read_text())["config"]["mode"] == "whole"
+    assert (place.out / "notes.txt").read_text() == "mine"
+    # The same run is gone on with, not begun anew.
+    assert place.run(mode="whole", output=output)[1] == set()
+
+
+def test_an_image_written_twice_is_kept_once(tmp_path: Path) -> None:
+    """As a worker that outlived its driver leaves it behind."""
+    place = Place(tmp_path)
+    place.add([1, 2, 3])
+    place.run(ray={"rows_per_block": 1})
+    parts = sorted((place.out / "rows").iterdir())
+    assert len(parts) == 3
+    shutil.copy(parts[0], place.out / "rows/late.parquet")
+    both = pa.concat_tables([pq.read_table(part) for part in parts[1:]])
+    pq.write_table(both, place.out / "rows/later.parquet")
+    parts[1].unlink()
+    outcome, seen = place.run()
+    assert (outcome.totals.images, outcome.skipped, seen) == (3, 3, set())
+    place.check()
+
+
+def test_failed_images_are_done_again_when_asked(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.add([1, 2])
+    good = (place.images / "2.png").read_bytes()
+    (place.images / "2.png").write_bytes(b"not yet uploaded")
+    assert place.run()[0].totals.errors == 1
+    (place.images / "2.png").write_bytes(good)
+    assert place.run()[0].totals.errors == 1
+    outcome, seen = place.run(output={"uri": str(place.out), "redo_errors": True})
+    assert (outcome.totals.errors, outcome.skipped, seen) == (0, 1, {2})
+    place.check()

@@ -1,0 +1,122 @@
+"""The list of images of a run: tables of image_id and uri, streamed into one Parquet file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from af_pipeline.data.storage import SourceError
+from af_pipeline.schema import MANIFEST
+
+GROUP_ROWS = 10_000
+_CHECK_MEMORY = "512MB"  # beyond that duckdb uses the disk
+_CHECK_THREADS = 2  # each takes its share of the memory
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One image to be read: its name within the collection and where its bytes are."""
+
+    image_id: str
+    uri: str
+
+
+def image_tables(images: Iterable[SourceImage], rows: int = GROUP_ROWS) -> Iterator[pa.Table]:
+    """A listing as tables of ``MANIFEST`` with ``rows`` rows.
+
+    Raises:
+        ValueError: rows below 1.
+        SourceError: a name that is not valid Unicode, while iterating.
+    """
+    if rows < 1:
+        raise ValueError(f"rows must be at least 1, not {rows}")
+    source = iter(images)
+    return (_table(group) for group in iter(lambda: list(islice(source, rows)), []))
+
+
+def write_manifest(images: Iterable[SourceImage], path: Path, rows: int = GROUP_ROWS) -> int:
+    """`write_tables` for a listing of images."""
+    return write_tables(image_tables(images, rows), path, rows)
+
+
+def write_tables(tables: Iterable[pa.Table], path: Path, rows: int = GROUP_ROWS) -> int:
+    """Write tables of one schema to a local Parquet file, one of them in memory at a time.
+
+    The file appears under its name only when complete and checked; parent folders are made.
+
+    Args:
+        tables: with columns image_id, uri and any others, as `list_tables` gives them.
+        path: where to; local.
+        rows: rows of a row group at most.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        SourceError: the listing's own errors, or an id that occurs twice.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    source = iter(tables)
+    first = next(source, MANIFEST.empty_table())
+    try:
+        with pq.ParquetWriter(partial, first.schema) as writer:
+            writer.write_table(first, rows)
+            count = first.num_rows
+            for table in source:
+                writer.write_table(table, rows)
+                count += table.num_rows
+        check_unique(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def check_unique(path: Path) -> None:
+    """Check the ids of a local Parquet file, in bounded memory.
+
+    Raises:
+        SourceError: some id occurs twice; the message names one, and its rows.
+    """
+    with duckdb.connect(
+        config={
+            "memory_limit": _CHECK_MEMORY,
+            "threads": _CHECK_THREADS,
+            "temp_directory": f"{path}.spill",
+        }
+    ) as base:
+        twins = base.execute(
+            "SELECT image_id, count(*) OVER () FROM read_parquet($1) "
+            "GROUP BY 1 HAVING count(*) > 1 LIMIT 1",
+            [str(path)],
+        ).fetchone()
+        if twins is None:
+            return
+        rows = base.execute(
+            "SELECT file_row_number FROM read_parquet($1, file_row_number=true) "
+            "WHERE image_id = $2 ORDER BY 1 LIMIT 2",
+            [str(path), twins[0]],
+        ).fetchall()
+    first, second = (row for (row,) in rows)
+    raise SourceError(
+        f"{twins[1]} image ids occur more than once, as {twins[0]!r} in rows {first} and "
+        f"{second} of the list, counted from 0: make the ids unique"
+    )
+
+
+def _table(group: list[SourceImage]) -> pa.Table:
+    columns = {"image_id": [i.image_id for i in group], "uri": [i.uri for i in group]}
+    try:
+        return pa.table(columns, schema=MANIFEST)
+    except UnicodeEncodeError as error:
+        raise SourceError(
+            f"file name {error.object!r} is not valid UTF-8: rename the file"
+        ) from error

@@ -1,0 +1,354 @@
+"""The one door to places, local and remote: reading, and what is said when that fails.
+
+A URI is a local path or an fsspec URL (``s3://bucket/key``). A part of a file is addressed as
+``URI#offset=BYTES&size=BYTES``; that is how a member of a tar is read. Credentials come only from
+where botocore looks for them (environment, ``~/.aws``, instance role), never from a URI.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import fsspec.core
+
+_S3 = ("s3", "s3a")
+_HTTP = ("http", "https")
+_CONNECTIONS = 64  # of one client: more than threads read at once
+_LONGEST_PAUSE_S = 20.0
+
+_RANGE = re.compile(r"(.+)#offset=(\d+)&size=(\d+)", re.DOTALL)
+_USER = re.compile(r"(://)[^/?#\s'\"]*@")
+# A `?` in an s3 URI may be a wildcard, so that there only name=value counts as a query.
+_QUERY = re.compile(
+    r"(https?://[^\s?'\"]*\?)[^\s'\"]+|([a-z][\w+.-]*://[^\s?'\"]*\?)[^\s/'\"]*=[^\s'\"]*", re.I
+)
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+
+
+class SourceError(ValueError):
+    """A source cannot be listed or read; the message says what to do."""
+
+
+class MissingSourceError(SourceError, FileNotFoundError):
+    """There is nothing at the given place."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a remote place is reached; travels to the actors.
+
+    Attributes:
+        endpoint: URL of an S3-compatible server; None: what AWS's settings say.
+        anonymous: no credentials, for public buckets.
+        attempts: tries of one request before it counts as failed.
+        timeout_s: longest wait of one try for a connection, and for the next bytes, seconds.
+
+    Raises:
+        ValueError: a value that cannot work.
+    """
+
+    endpoint: str | None = None
+    anonymous: bool = False
+    attempts: int = 5
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.endpoint is not None:
+            _refuse_secrets(self.endpoint)
+            if not re.fullmatch(r"https?://[^/?#]+/?", self.endpoint):
+                raise ValueError(
+                    f"endpoint must look like https://host:port, not {redact(self.endpoint)}"
+                )
+        if self.attempts < 1:
+            raise ValueError(f"attempts must be at least 1, not {self.attempts}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s must be above 0, not {self.timeout_s:g}")
+
+
+LOCAL = Storage()
+
+
+def filesystem(uri: str, storage: Storage = LOCAL) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI, one per process and settings, and the path in it.
+
+    Requests to S3 are tried ``storage.attempts`` times by botocore, with growing random pauses.
+
+    Raises:
+        SourceError: credentials in the URI, or no driver for its protocol.
+    """
+    if "://" not in uri:  # a name may hold what fsspec would take for a chain ("a::b.jpg")
+        return fsspec.filesystem("file"), _local_path(uri)
+    _refuse_secrets(uri)
+    try:
+        # Without this a listing of millions of objects would stay in memory to the end.
+        system, path = fsspec.core.url_to_fs(
+            uri, use_listings_cache=False, **_options(uri, storage)
+        )
+    except Exception as error:
+        raise reading_error(uri, error) from None
+    if _protocol(uri) in _S3:
+        # s3fs tries again on top of botocore, twice nested: 5 attempts would become 125.
+        system.retries = 1
+    return system, str(path)
+
+
+def s3_config(storage: Storage) -> dict[str, Any]:
+    """Options of botocore's ``Config`` for these settings."""
+    return {
+        # Not "standard": its quota, shared by all requests of a client, is used up by the first
+        # images of an outage, and then all others fail without a second try. It also leaves out
+        # the status 429 of other servers than AWS.
+        "retries": {"mode": "legacy", "total_max_attempts": storage.attempts},
+        "connect_timeout": storage.timeout_s,
+        "read_timeout": storage.timeout_s,
+        "max_pool_connections": _CONNECTIONS,
+    }
+
+
+# Reading
+
+
+def read_bytes(uri: str, storage: Storage = LOCAL) -> bytes:
+    """Read a whole file, or the part that ``#offset=...&size=...`` names.
+
+    Raises:
+        MissingSourceError: there is no such file.
+        SourceError: it cannot be read (a folder, no permission, no driver, server fails, ...).
+    """
+    ranged = _RANGE.fullmatch(uri)
+    if ranged is None:
+        return _read(uri, None, None, storage)
+    return read_range(ranged[1], int(ranged[2]), int(ranged[3]), storage)
+
+
+def read_range(uri: str, offset: int, size: int, storage: Storage = LOCAL) -> bytes:
+    """Read ``size`` bytes from ``offset`` on.
+
+    Raises:
+        SourceError: as `read_bytes`, or the file ends before.
+    """
+    if size == 0:
+        return b""
+    data = _read(uri, offset, offset + size, storage)
+    if len(data) > size:
+        raise SourceError(f"{redact(uri)}: its server cannot send a part of a file: copy it")
+    if len(data) < size:
+        raise SourceError(
+            f"{redact(uri)} ends at byte {offset + len(data)}, expected {offset + size}: "
+            "it was replaced or cut short since it was listed"
+        )
+    return data
+
+
+def range_uri(uri: str, offset: int, size: int) -> str:
+    """The URI of a part of a file, bytes; `read_bytes` reads it."""
+    return f"{uri}#offset={offset}&size={size}"
+
+
+def open_file(uri: str, storage: Storage = LOCAL, buffer: int = 1 << 16) -> BinaryIO:
+    """Open a file to read and seek in; a remote one is read ``buffer`` bytes at a time or more.
+
+    Raises:
+        SourceError: as `read_bytes`; a remote one also while reading.
+    """
+    system, path = filesystem(uri, storage)
+    try:
+        if is_local(system):
+            return Path(path).open("rb", buffering=buffer)
+        info = system.info(path)
+    except Exception as error:
+        raise reading_error(uri, error) from None
+    if info["type"] == "directory":
+        raise SourceError(f"{redact(uri)} is a folder, expected a file")
+    if info["size"] is None:
+        raise SourceError(f"{redact(uri)}: its server does not tell the size: copy the file")
+    return cast(BinaryIO, io.BufferedReader(_RangeFile(uri, info["size"], storage), buffer))
+
+
+class _RangeFile(io.RawIOBase):
+    """A remote file by ranged reads, each tried again like any other."""
+
+    def __init__(self, uri: str, size: int, storage: Storage) -> None:
+        self._uri, self._size, self._storage, self._at = uri, size, storage, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._at))
+        buffer[:count] = read_range(self._uri, self._at, count, self._storage)
+        self._at += count
+        return count
+
+
+def _read(uri: str, start: int | None, end: int | None, storage: Storage) -> bytes:
+    # Else s3fs asks for the size first: two requests an image.
+    options = {"max_concurrency": 1} if _protocol(uri) in _S3 else {}
+    try:
+        system, path = filesystem(uri, storage)
+        return _retried(
+            lambda: bytes(system.cat_file(path, start=start, end=end, **options)),
+            storage.attempts,
+        )
+    except SourceError:
+        raise
+    except Exception as error:  # each storage driver has its own kinds
+        # The cause of a remote failure is in the message; as it stands it may hold a signed URL.
+        raise reading_error(uri, error) from (None if "://" in uri else error)
+
+
+def _retried(read: Callable[[], bytes], attempts: int) -> bytes:
+    for attempt in range(attempts - 1):
+        try:
+            return read()
+        except Exception as error:
+            if not _passes(error):
+                raise
+        time.sleep(min(_LONGEST_PAUSE_S, random.random() * 2**attempt))
+    return read()
+
+
+def _passes(error: Exception) -> bool:
+    """Whether a failure may pass and nobody below has tried again yet.
+
+    That is all of HTTP's, and of S3 a body that breaks off: botocore tries only up to the headers.
+    """
+    import aiohttp
+    from botocore.exceptions import IncompleteReadError, ResponseStreamingError
+
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status >= 500 or error.status in (408, 429)
+    cut = (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, TimeoutError)
+    return isinstance(error, (*cut, IncompleteReadError, ResponseStreamingError))
+
+
+# Places
+
+
+def is_local(system: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is the local one."""
+    protocol = system.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def full_uri(system: fsspec.AbstractFileSystem, path: str) -> str:
+    """The URI of a path in a file system: a plain path if local."""
+    return path if is_local(system) else str(system.unstrip_protocol(path))
+
+
+def exists(uri: str, storage: Storage = LOCAL) -> bool:
+    """Whether there is something. What cannot be asked for is not: reading it will say why."""
+    try:
+        system, path = filesystem(uri, storage)
+        return bool(system.exists(path))
+    except Exception:
+        return False
+
+
+def is_folder(uri: str, storage: Storage = LOCAL) -> bool:
+    """Whether there is a folder, or keys below; False where it cannot be asked for."""
+    try:
+        system, path = filesystem(uri, storage)
+        return bool(system.isdir(path))
+    except Exception:
+        return False
+
+
+def join(folder: str, name: str) -> str:
+    """A name below a folder; absolute names and URLs stay as they are."""
+    if "://" in name or name.startswith("/"):
+        return name
+    return f"{folder.rstrip('/')}/{name}" if folder.rstrip("/") else f"/{name}"
+
+
+def parent(uri: str) -> str:
+    """The folder of a file; absolute if local."""
+    return posixpath.dirname(uri if "://" in uri else _local_path(uri))
+
+
+# Errors
+
+
+def redact(text: str) -> str:
+    """``text`` without the queries of URLs, which may be signatures, and without user names."""
+    return _QUERY.sub(lambda m: f"{m[1] or m[2]}...", _USER.sub(r"\1...@", text))
+
+
+def reading_error(uri: str, error: Exception) -> SourceError:
+    """What to say when ``uri`` cannot be read; holds no secret of the URI or the error."""
+    place = redact(uri)
+    status = getattr(error, "status", None)  # aiohttp's
+    if isinstance(error, SourceError):
+        return error
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return MissingSourceError(f"there is nothing at {place}: check the path")
+    if isinstance(error, IsADirectoryError):
+        return SourceError(f"{place} is a folder, expected a file")
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return SourceError(f"no permission to read {place}: check its access rights")
+    if type(error).__name__ in _NO_CREDENTIALS:
+        return SourceError(
+            f"no credentials to read {place}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "use an instance role, or ask for anonymous access"
+        )
+    if isinstance(error, ImportError):
+        return SourceError(f"no driver to read {place}: {redact(str(error))}")
+    detail = " ".join(redact(str(error)).split())
+    return SourceError(f"cannot read {place}: {type(error).__name__}: {detail}")
+
+
+def _refuse_secrets(uri: str) -> None:
+    for scheme, authority in re.findall(r"([\w+.-]+)://([^/?#]*)", uri):
+        # A secret may hold "/", which would cut the authority before its "@".
+        port = authority.rpartition(":")[2] if ":" in authority else ""
+        odd = ":" in authority and not (port.isdigit() and scheme.lower() not in _S3)
+        if "@" in authority or (odd and not authority.startswith(("arn:", "["))):
+            raise SourceError(
+                f"a {scheme}:// URI holds a user name or a secret: leave it out and give "
+                "credentials by the environment, ~/.aws or an instance role"
+            )
+
+
+def _protocol(uri: str) -> str:
+    return uri.partition("://")[0].lower() if "://" in uri else "file"
+
+
+def _options(uri: str, storage: Storage) -> dict[str, Any]:
+    protocol = _protocol(uri)
+    if protocol in _S3:
+        return {
+            "anon": storage.anonymous,
+            "endpoint_url": storage.endpoint,
+            "config_kwargs": s3_config(storage),
+        }
+    if protocol in _HTTP:
+        import aiohttp
+
+        limits = {"sock_connect": storage.timeout_s, "sock_read": storage.timeout_s}
+        return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, **limits)}}
+    return {}
+
+
+def _local_path(name: str) -> str:
+    # Links are kept: an image beside a linked COCO file is looked for beside the link.
+    return os.path.normpath(Path(name).expanduser().absolute())

@@ -1,0 +1,177 @@
+"""Parquet and CSV files that list images by URI, read as Arrow tables, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+
+from af_pipeline.data.storage import LOCAL, SourceError, Storage, open_file, parent, redact
+from af_pipeline.schema import IMAGES
+
+SUFFIXES = (".parquet", ".csv")
+ID_COLUMN = "image_id"
+
+_BATCH_ROWS = 50_000
+_READ_BYTES = 4 << 20  # of one read of a remote file
+_SECRET = r"://[^/?#]*@"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a file has the ids and the URIs; ``images``: what relative URIs are relative to."""
+
+    image_id: str = ID_COLUMN
+    uri: str = "uri"
+    images: str | None = None
+
+
+def read_uri_tables(
+    files: Sequence[str], columns: Columns | None = None, storage: Storage = LOCAL
+) -> Iterator[pa.Table]:
+    """The rows of Parquet or CSV files in order: image_id, uri and all other columns as they are.
+
+    Without a column of the default name ``image_id`` the URI itself is the id. Relative URIs are
+    below ``columns.images``, else below the file's folder. Whether ids are unique is checked
+    where the tables are written.
+
+    Raises:
+        SourceError: a file is missing or broken, lacks a column, has another schema than the
+            first, has a column named like one of the output, a row without id or URI, or no file
+            has a row.
+    """
+    columns = columns or Columns()
+    schema: pa.Schema | None = None
+    rows = 0
+    for file in files:
+        folder = columns.images or parent(file)
+        start = 0
+        for batch in _batches(file, columns, schema, storage):
+            table = _normalised(pa.Table.from_batches([batch]), file, start, folder, columns)
+            start += table.num_rows
+            table = _like(table, schema, file, files[0])
+            schema = table.schema
+            if table.num_rows:
+                yield table
+        rows += start
+    if not rows:
+        raise SourceError(f"{redact(files[0]) if files else 'the source'} lists no image")
+
+
+def _batches(
+    file: str, columns: Columns, schema: pa.Schema | None, storage: Storage
+) -> Iterator[pa.RecordBatch]:
+    is_csv = file.lower().endswith(".csv")
+    try:
+        with open_file(file, storage, _READ_BYTES) as source:
+            if is_csv:
+                yield from _csv_batches(source, columns, schema)
+                return
+            parquet = pq.ParquetFile(source, buffer_size=_READ_BYTES)
+            yield _empty(parquet.schema_arrow)
+            yield from parquet.iter_batches(_BATCH_ROWS)
+    except pa.ArrowInvalid as error:
+        kind = "CSV" if is_csv else "Parquet"
+        hint = "; types are guessed from the first rows: use Parquet" if is_csv else ""
+        text = " ".join(str(error).split())
+        raise SourceError(f"{redact(file)} is no valid {kind} file: {text}{hint}") from error
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"cannot read {redact(file)}: {redact(str(error))}") from None
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    """No rows, so that the columns of a file without rows are checked too."""
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+
+
+def _csv_batches(
+    source: Any, columns: Columns, schema: pa.Schema | None
+) -> Iterator[pa.RecordBatch]:
+    types = {columns.image_id: pa.string(), columns.uri: pa.string()}
+    for field in schema or ():
+        if field.name not in (ID_COLUMN, "uri"):
+            types[field.name] = field.type
+    reader = pcsv.open_csv(
+        source,
+        parse_options=pcsv.ParseOptions(newlines_in_values=True),
+        convert_options=pcsv.ConvertOptions(column_types=types),
+    )
+    yield _empty(reader.schema)
+    yield from reader
+
+
+def _normalised(table: pa.Table, file: str, start: int, folder: str, columns: Columns) -> pa.Table:
+    """A batch with columns image_id and uri, checked; start: number of its first row."""
+    _check_columns(table.schema.names, file, columns)
+    uri = _text(table, columns.uri, file, start)
+    has_id = columns.image_id in table.schema.names
+    image_id = _text(table, columns.image_id, file, start) if has_id else uri
+    secret = pc.index(pc.match_substring_regex(uri, _SECRET), True).as_py()
+    if secret >= 0:
+        raise SourceError(f"{redact(file)} row {start + secret} has a URI with a user or a secret")
+    absolute = pc.or_(pc.starts_with(uri, "/"), pc.match_substring(uri, "://"))
+    below = f"{folder.rstrip('/')}/"
+    uri = pc.if_else(absolute, uri, pc.binary_join_element_wise(below, uri, ""))
+    extras = [n for n in table.schema.names if n not in (columns.image_id, columns.uri)]
+    fields = [pa.field(ID_COLUMN, pa.string()), pa.field("uri", pa.string())]
+    schema = pa.schema([*fields, *(table.schema.field(name) for name in extras)])
+    return pa.table([image_id, uri, *(table[name] for name in extras)], schema=schema)
+
+
+def _check_columns(names: list[str], file: str, columns: Columns) -> None:
+    place = redact(file)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SourceError(f"{place} has several columns named {twice[0]!r}: rename them")
+    missing = [columns.uri] if columns.uri not in names else []
+    if columns.image_id not in names and columns.image_id != ID_COLUMN:
+        missing.append(columns.image_id)
+    if missing:
+        raise SourceError(
+            f"{place} has no column {missing[0]!r}, only {', '.join(names) or 'none'}: name the "
+            "columns of ids and URIs with source.id_column and source.uri_column"
+        )
+    taken = {ID_COLUMN, "uri", *IMAGES.names}
+    extras = set(names) - {columns.image_id, columns.uri}
+    clash = [name for name in names if name in extras & taken]
+    if clash:
+        raise SourceError(
+            f"{place} has columns that the output has too: {', '.join(clash)}; rename them, or "
+            "leave them out"
+        )
+
+
+def _text(table: pa.Table, name: str, file: str, start: int) -> pa.ChunkedArray:
+    """A column as strings, none of them empty."""
+    column = table[name]
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if not pa.types.is_integer(kind) and not any(test(kind) for test in texts):
+        raise SourceError(
+            f"{redact(file)}: column {name!r} holds {kind}, expected text or whole numbers"
+        )
+    column = column.cast(pa.string())
+    empty = pc.index(pc.equal(pc.fill_null(column, ""), ""), True).as_py()
+    if empty >= 0:
+        raise SourceError(f"{redact(file)} row {start + empty}, counted from 0, has no {name!r}")
+    return column
+
+
+def _like(table: pa.Table, schema: pa.Schema | None, file: str, first: str) -> pa.Table:
+    """The table with the columns of the first file."""
+    if schema is None or table.schema.equals(schema):
+        return table.replace_schema_metadata(None)
+    try:
+        return table.select(schema.names).cast(schema)
+    except (KeyError, ValueError, pa.ArrowException) as error:
+        text = " ".join(str(error).split())
+        raise SourceError(
+            f"{redact(file)} has other columns or types than {redact(first)}: {text}"
+        ) from error

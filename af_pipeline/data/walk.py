@@ -1,0 +1,192 @@
+"""Names of the files below a folder, in order, in memory bounded by the largest folder.
+
+On S3 by pages of one flat listing, so bounded by a page.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import fsspec
+
+from af_pipeline.data.storage import (
+    LOCAL,
+    MissingSourceError,
+    SourceError,
+    Storage,
+    filesystem,
+    full_uri,
+    is_local,
+    reading_error,
+    redact,
+    s3_config,
+)
+
+_PAGE = 1000  # S3's own limit
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files below a folder: its absolute path or URL, and their names relative to it, once."""
+
+    root: str
+    names: Iterator[str]
+
+    def uri(self, name: str) -> str:
+        """Where a file is."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+
+def list_files(
+    root: str,
+    storage: Storage = LOCAL,
+    stem: str = "",
+    leads: Callable[[str], bool] | None = None,
+) -> Listing:
+    """List the files below a folder in the order of their relative paths.
+
+    Names that start with a dot are left out, with all that is below them. Links are followed,
+    except where one leads back to a folder it lies in.
+
+    Args:
+        root: local path or fsspec URL.
+        storage: how it is reached.
+        stem: only names that begin so may be asked for; what S3 lists is narrowed by it.
+        leads: whether a folder (its relative path) is to be looked into; not asked on S3.
+
+    Raises:
+        SourceError: root is missing or a file (at once), or cannot be listed (while iterating).
+    """
+    system, path = filesystem(root, storage)
+    if "s3" in system.protocol:
+        base = path.strip("/")
+        return Listing(f"s3://{base}", _s3_names(base, stem, root, storage))
+    try:
+        info = system.info(path)
+    except Exception as error:
+        raise reading_error(root, error) from None
+    if info["type"] != "directory":
+        raise SourceError(f"{redact(root)} is a file, expected a folder")
+    base = path.rstrip("/")
+    entries = _local_entries if is_local(system) else _entries_of(system)
+    trail = frozenset({os.path.realpath(base or "/")})
+    names = _walk(entries, base, "", leads or _everywhere, trail, is_local(system))
+    return Listing(full_uri(system, base) or "/", names)
+
+
+def _everywhere(folder: str) -> bool:
+    return True
+
+
+def _walk(
+    entries: Callable[[str], list[str]],
+    base: str,
+    folder: str,
+    leads: Callable[[str], bool],
+    trail: frozenset[str],
+    local: bool,
+) -> Iterator[str]:
+    """Names below ``folder``, itself relative to base; trail: real folders above and it."""
+    place = f"{base}/{folder}".rstrip("/") or "/"
+    # A folder's "/" makes it sort as its content does in the whole paths.
+    for entry in sorted(entries(place)):
+        name = f"{folder}/{entry}" if folder else entry
+        if not entry.endswith("/"):
+            yield name
+            continue
+        name = name.rstrip("/")
+        if not leads(name):
+            continue
+        real = os.path.realpath(f"{base}/{name}") if local else name
+        # A folder that is no link cannot be one of those it lies in.
+        if real not in trail:
+            yield from _walk(entries, base, name, leads, trail | {real}, local)
+
+
+def _local_entries(folder: str) -> list[str]:
+    """Visible names in a folder, those of folders with "/" behind."""
+    try:
+        with os.scandir(folder) as found:
+            return [e.name + "/" * e.is_dir() for e in found if not e.name.startswith(".")]
+    except OSError as error:
+        raise reading_error(folder, error) from error
+
+
+def _entries_of(system: fsspec.AbstractFileSystem) -> Callable[[str], list[str]]:
+    def entries(folder: str) -> list[str]:
+        try:
+            found = system.ls(folder, detail=True)
+        except Exception as error:
+            raise reading_error(full_uri(system, folder), error) from None
+        paths = ((e["name"].rstrip("/"), e["type"] == "directory") for e in found)
+        # Object stores list a folder's placeholder within itself.
+        names = ((posixpath.basename(p), d) for p, d in paths if p != folder.rstrip("/"))
+        return [name + "/" * is_dir for name, is_dir in names if name and name[0] != "."]
+
+    return entries
+
+
+# S3
+
+
+def _s3_names(base: str, stem: str, root: str, storage: Storage) -> Iterator[str]:
+    """Names below bucket/folder; the first page is asked for at once."""
+    bucket, _, folder = base.partition("/")
+    above = f"{folder}/" if folder else ""
+    client = _s3_client(storage, root)
+    pages = _s3_pages(client, bucket, above + stem, root)
+    first = next(pages)
+    if not first and above and not stem:
+        raise _nothing_below(client, bucket, folder, root)
+    names = (key[len(above) :] for page in chain([first], pages) for key in page)
+    return (name for name in names if _is_visible(name))
+
+
+def _is_visible(name: str) -> bool:
+    # A key that ends in "/" is a folder's placeholder.
+    return not name.endswith("/") and not name.startswith(".") and "/." not in name and bool(name)
+
+
+def _s3_pages(client: Any, bucket: str, prefix: str, root: str) -> Iterator[list[str]]:
+    pages = client.get_paginator("list_objects_v2").paginate(
+        Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": _PAGE}
+    )
+    try:
+        for page in pages:
+            yield [item["Key"] for item in page.get("Contents", ())]
+    except Exception as error:
+        raise _s3_error(root, error) from None
+
+
+def _nothing_below(client: Any, bucket: str, key: str, root: str) -> SourceError:
+    try:
+        client.head_object(Bucket=bucket, Key=key)
+    except Exception:
+        return MissingSourceError(f"there is nothing at {redact(root)}: check the path")
+    return SourceError(f"{redact(root)} is a file, expected a folder")
+
+
+def _s3_client(storage: Storage, root: str) -> Any:
+    """A client of its own: s3fs lists folder by folder, or everything into memory."""
+    from botocore import UNSIGNED
+    from botocore.config import Config
+    from botocore.session import Session
+
+    config = s3_config(storage)
+    if storage.anonymous:
+        config["signature_version"] = UNSIGNED
+    try:
+        return Session().create_client("s3", endpoint_url=storage.endpoint, config=Config(**config))
+    except Exception as error:
+        raise reading_error(root, error) from None
+
+
+def _s3_error(root: str, error: Exception) -> SourceError:
+    from s3fs.errors import translate_boto_error
+
+    return reading_error(root, translate_boto_error(error))

@@ -1,0 +1,127 @@
+"""What a run says of itself: run.json and the closing lines."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from af_pipeline.config import config_hash, dump_config
+from af_pipeline.dist.publish import Totals
+from af_pipeline.dist.sink import RUN_FILE, RunFolder
+from af_pipeline.settings import IndexConfig
+
+LIBRARIES = (
+    "af_pipeline",
+    "ray",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pyarrow",
+    "opencv-python-headless",
+)
+
+# Settings that change how a run goes, not what it finds: free to differ when resuming.
+NOT_IDENTITY = (
+    "ray",
+    "plan",
+    "output",
+    "source.storage",
+    "device",
+    "max_error_rate",
+    "checkpoint",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind.
+
+    ``uri``: its folder; ``skipped``: images that an earlier start had finished; ``stages``: a
+    record per stage of the graph, see `af_pipeline.dist.meter.stage_record`.
+    """
+
+    uri: str
+    totals: Totals
+    skipped: int
+    seconds: float
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def root(self) -> Path:
+        """The folder of a local run."""
+        return Path(self.uri)
+
+    @property
+    def error_rate(self) -> float:
+        """Share of images that failed."""
+        return self.totals.errors / max(1, self.totals.images)
+
+
+def write_run(
+    config: IndexConfig, folder: RunFolder, outcome: Outcome, identity: dict[str, Any], run_id: str
+) -> None:
+    """Write run.json, the last file of a run."""
+    folder.write_json(
+        RUN_FILE,
+        {
+            "run_id": run_id,
+            "config": dump_config(config),
+            "config_hash": config_hash(config, NOT_IDENTITY),
+            "checkpoint_hash": identity["detector"],
+            "class_names": identity["class_names"],
+            "libraries": {"python": platform.python_version()} | _versions(),
+            "totals": asdict(outcome.totals),
+            "skipped": outcome.skipped,
+            "wall_seconds": round(outcome.seconds, 3),
+            "stages": outcome.stages,
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def summary(outcome: Outcome) -> str:
+    """The closing lines of a run."""
+    t = outcome.totals
+    share = 100 * t.pixels_processed / max(1, t.pixels_pyramid)
+    scales = zip(t.pixels_per_scale, t.chips_per_scale, strict=True)
+    lines = [
+        f"images      {t.images} ({t.errors} errors, {outcome.skipped} done before)",
+        f"detections  {t.detections}",
+        f"pixels      {t.pixels_processed / 1e6:.1f} MP looked at = {share:.1f}% of the full "
+        f"pyramid's {t.pixels_pyramid / 1e6:.1f} MP (+ {t.pixels_padded / 1e6:.1f} MP padding)",
+    ]
+    lines += [
+        f"  scale {i}   {chips} chips, {pixels / 1e6:.1f} MP"
+        for i, (pixels, chips) in enumerate(scales)
+    ]
+    lines += [_stage_line(stage) for stage in outcome.stages]
+    lines += [f"error       {message}" for message in t.first_errors]
+    rate = (t.images - outcome.skipped) / max(1e-9, outcome.seconds)
+    lines += [
+        f"time        {outcome.seconds:.1f} s ({rate:.2f} images/s with start-up)",
+        f"output      {outcome.uri}",
+    ]
+    return "\n".join(lines)
+
+
+def _stage_line(stage: dict[str, Any]) -> str:
+    """One stage: what one of its actors does in a second, how busy they were, what waited."""
+    text = f"stage       {stage['stage']}: {stage['images_per_busy_s'] or 0:.2f} images/s an actor"
+    text += f", busy {100 * (stage['busy_share'] or 0):.0f}%"
+    if stage["queue_mean"] is not None:
+        text += f", {stage['queue_mean']:.1f} images queued (at most {stage['queue_max']})"
+    if stage["batch_fill"] is not None:
+        text += f", batches {100 * stage['batch_fill']:.0f}% full"
+    return text

@@ -1,0 +1,45 @@
+"""The run's detector on its way to the actors: loaded once by the driver, held by the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import torch
+
+from af_pipeline.dist.stages import DetectorSource
+from af_pipeline.model.base import Detector
+from af_pipeline.model.checkpoint import checkpoint_hash, load_detector
+from af_pipeline.predict import TorchPredictor, pick_device
+from af_pipeline.settings import IndexConfig
+
+
+def shared_predictor(threads: int, detector: bytes, **options: Any) -> TorchPredictor:
+    """Predictor of a detector that the driver put into the object store."""
+    torch.set_num_threads(threads)
+    held: Detector = ray.get(ray.cloudpickle.loads(detector))
+    device = pick_device(options.pop("device"))
+    return TorchPredictor(held, device, **options)
+
+
+def detector_from_config(config: IndexConfig) -> DetectorSource:
+    """Load the checkpoint once, here; actors on any node get it through the object store.
+
+    Raises CheckpointError or DeviceError before anything is started.
+    """
+    if not any(pool.num_gpus for pool in config.ray.pools):
+        pick_device(config.device)
+    detector, info = load_detector(config.checkpoint)
+    options = {
+        # The reference goes as bytes: Ray then keeps the object as long as this driver lives,
+        # also for actors that restart late.
+        "detector": ray.cloudpickle.dumps(ray.put(detector)),
+        "device": config.device,
+        "bf16": config.bf16,
+        "pad_to_lane": config.lanes.pad,
+        "min_score": config.detector_score,
+        "nms_iou": config.detector_nms,
+        "proposals": config.finds == "proposals",
+    }
+    names = ("object",) if config.finds == "proposals" else info.class_names
+    return DetectorSource(shared_predictor, options, names, checkpoint_hash(config.checkpoint))

@@ -1,0 +1,151 @@
+"""What the stages of a graph did: images, chips, batches, busy and idle time, queues.
+
+Every stage counts for itself and sends its sums to one small actor, `Counter`, once a block.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from af_pipeline.cascade import Prediction, Predictor
+from af_pipeline.lanes import Lane
+
+
+class MeteredPredictor:
+    """A predictor that counts its forwards, their chips and how full the batches were.
+
+    A full batch holds as many chips of the lane's size as ``batch_pixels`` network px allow, one
+    at least; ``fill`` is the px of the chips, ``room`` those of full batches.
+    """
+
+    def __init__(self, predict: Predictor, batch_pixels: int) -> None:
+        self.predict, self.batch_pixels = predict, batch_pixels
+        self.sums = {"forwards": 0.0, "chips": 0.0, "fill": 0.0, "room": 0.0}
+
+    def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> Sequence[Prediction]:
+        """As `af_pipeline.cascade.Predictor`."""
+        answers = self.predict(crops, lane)
+        full = max(1, self.batch_pixels // lane.pixels)
+        self.sums["forwards"] += 1
+        self.sums["chips"] += len(crops)
+        self.sums["fill"] += sum(crop.shape[0] * crop.shape[1] for crop in crops)
+        self.sums["room"] += max(full, len(crops)) * lane.pixels
+        return answers
+
+    def take(self) -> dict[str, float]:
+        """The sums since the last call."""
+        taken, self.sums = self.sums, dict.fromkeys(self.sums, 0.0)
+        return taken
+
+
+class StageMeter:
+    """One actor's side of the account: ``counter`` None counts nowhere."""
+
+    def __init__(self, stage: str, counter: Any) -> None:
+        self.stage, self.counter = stage, counter
+        self.idle_since = time.perf_counter()
+
+    def begin(self, images: int) -> None:
+        """A block has come in."""
+        self.began = time.perf_counter()
+        if self.counter is not None:
+            self.counter.took.remote(self.stage, images, self.began - self.idle_since)
+
+    def end(self, images: int, sums: dict[str, float]) -> None:
+        """It is done; ``sums`` as of `MeteredPredictor.take`."""
+        self.idle_since = time.perf_counter()
+        if self.counter is not None:
+            busy = {"busy_s": self.idle_since - self.began}
+            self.counter.did.remote(self.stage, images, sums | busy)
+
+
+@dataclass
+class StageSums:
+    """Sums of one stage over all its actors; ``queue``: images waiting before it, summed over
+    ``asked`` looks, and the most there were."""
+
+    took: int = 0
+    images: int = 0
+    idle_s: float = 0.0
+    queue: int = 0
+    most_queued: int = 0
+    asked: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Counter:
+    """Images, errors and detections that left the graph, and the sums of its stages.
+
+    A block that is tried again counts again; after the death of its process, which must not end
+    the run, it counts from nothing. ``stages``: names in the order of the graph.
+    """
+
+    def __init__(self, stages: Sequence[str] = ()) -> None:
+        self.counts = (0, 0, 0)
+        self.stages = {name: StageSums() for name in stages}
+        self.order = list(stages)
+
+    def add(self, images: int, errors: int, detections: int) -> None:
+        """Count a finished block."""
+        old = self.counts
+        self.counts = (old[0] + images, old[1] + errors, old[2] + detections)
+
+    def read(self) -> tuple[int, int, int]:
+        """Images, errors, detections so far."""
+        return self.counts
+
+    def took(self, stage: str, images: int, idle_s: float) -> None:
+        """A stage took a block after having waited for it."""
+        found = self.stages[stage]
+        found.took += images
+        found.idle_s += idle_s
+        place = self.order.index(stage)
+        if place:
+            waiting = max(0, self.stages[self.order[place - 1]].images - found.took)
+            found.queue += waiting
+            found.most_queued = max(found.most_queued, waiting)
+            found.asked += 1
+
+    def did(self, stage: str, images: int, sums: dict[str, float]) -> None:
+        """A stage is done with a block."""
+        found = self.stages[stage]
+        found.images += images
+        for name, value in sums.items():
+            found.sums[name] = found.sums.get(name, 0.0) + value
+
+    def report(self) -> list[dict[str, Any]]:
+        """A record per stage, see `stage_record`."""
+        return [stage_record(name, self.stages[name]) for name in self.order]
+
+
+def stage_record(name: str, stage: StageSums) -> dict[str, Any]:
+    """A stage's line for run.json.
+
+    ``images_per_busy_s`` is the rate of one actor while it works; ``busy_share``: of the time
+    between an actor's start and its last block; ``queue_mean``, ``queue_max``: images before the
+    stage; ``batch_fill``: chip px over the px of full batches, None where nothing is forwarded.
+    """
+    sums, busy = stage.sums, stage.sums.get("busy_s", 0.0)
+    record: dict[str, Any] = {
+        "stage": name,
+        "images": stage.images,
+        "busy_s": round(busy, 3),
+        "idle_s": round(stage.idle_s, 3),
+        "images_per_busy_s": round(stage.images / busy, 3) if busy else None,
+        "busy_share": round(busy / (busy + stage.idle_s), 3) if busy else None,
+        "queue_mean": round(stage.queue / stage.asked, 2) if stage.asked else None,
+        "queue_max": stage.most_queued,
+        "forwards": int(sums.get("forwards", 0)),
+        "chips": int(sums.get("chips", 0)),
+    }
+    room = sums.get("room", 0.0)
+    record["batch_fill"] = round(sums["fill"] / room, 3) if room else None
+    return record

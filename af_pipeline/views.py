@@ -1,0 +1,100 @@
+"""Chips as the detector sees them: resized, cut into tiles, and let go as soon as may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from af_pipeline.codec import resize
+from af_pipeline.lanes import Lane, lane_of, tile_rects
+from af_pipeline.resampling import resize_part
+from af_pipeline.scales import Scale, scaled_size
+from af_pipeline.schema import Chip, ImageRow
+
+# Network px of resized chips held at once, about 200 MB; the tiles of a larger chip are resized
+# one by one.
+HELD_PIXELS = 64_000_000
+
+
+@dataclass(frozen=True)
+class View:
+    """A chip and its size at network input; factors (y, x) are network px per original px;
+    ``row``: its row's number, ``index``: the chip's among those of its row."""
+
+    row: int
+    index: int
+    chip: Chip
+    height: int
+    width: int
+    factors: tuple[float, float]
+
+    @property
+    def pixels(self) -> int:
+        """Area in network px."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The part of a view that one forward sees: rect x0, y0, x1, y1 network px of the view."""
+
+    view: int
+    rect: tuple[int, int, int, int]
+    lane: int
+
+
+def view_of(number: int, index: int, row: ImageRow, scale: Scale) -> View:
+    """The view of chip ``index`` of ``row``, which is the ``number``th."""
+    chip = row.chips[index]
+    assert chip.pixels is not None
+    native_h, native_w = chip.pixels.shape[:2]
+    height, width = scaled_size(native_h, native_w, scale.factor_for(row.height, row.width))
+    return View(number, index, chip, height, width, (height / native_h, width / native_w))
+
+
+def tiles_of(index: int, view: View, lanes: Sequence[Lane], overlap: int) -> list[Tile]:
+    """One tile for a view that fits its lane, overlapping ones for a larger view."""
+    lane = lane_of(view.height, view.width, lanes)
+    if lane >= 0:
+        return [Tile(index, (0, 0, view.width, view.height), lane)]
+    side = max(max(lane.height, lane.width) for lane in lanes)
+    rects = tile_rects(view.height, view.width, side, overlap)
+    return [
+        Tile(index, (int(x0), int(y0), int(x1), int(y1)), lane_of(y1 - y0, x1 - x0, lanes))
+        for x0, y0, x1, y1 in rects
+    ]
+
+
+class Cutter:
+    """Cuts tiles out of views; holds `HELD_PIXELS` of resized ones at most, the latest."""
+
+    def __init__(self, views: Sequence[View]) -> None:
+        self.views = views
+        self.held: dict[int, NDArray[np.uint8]] = {}
+
+    def cut(self, tile: Tile) -> NDArray[np.uint8]:
+        """The network input of one tile."""
+        view = self.views[tile.view]
+        assert view.chip.pixels is not None
+        if tile.rect == (0, 0, view.width, view.height):
+            return resize(view.chip.pixels, view.height, view.width)
+        native = view.chip.pixels.shape[:2] == (view.height, view.width)
+        if view.pixels > HELD_PIXELS and not native:
+            return resize_part(view.chip.pixels, view.height, view.width, tile.rect)
+        x0, y0, x1, y1 = tile.rect
+        return self._whole(tile.view)[y0:y1, x0:x1]
+
+    def _whole(self, index: int) -> NDArray[np.uint8]:
+        if index not in self.held:
+            view = self.views[index]
+            held = sum(self.views[other].pixels for other in self.held)
+            while self.held and held + view.pixels > HELD_PIXELS:
+                oldest = next(iter(self.held))
+                held -= self.views[oldest].pixels
+                del self.held[oldest]
+            assert view.chip.pixels is not None
+            self.held[index] = resize(view.chip.pixels, view.height, view.width)
+        return self.held[index]

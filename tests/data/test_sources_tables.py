@@ -1,0 +1,199 @@
+"""Parquet and CSV files of URIs: what becomes of their columns, and what is refused."""
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+import pytest
+
+from af_pipeline.data.listing import list_images, list_tables
+from af_pipeline.data.manifest import SourceImage, write_tables
+from af_pipeline.data.storage import MissingSourceError, SourceError
+from af_pipeline.schema import IMAGES
+
+
+def save(path: Path, table: pa.Table | dict[str, Any], rows: int = 3) -> str:
+    table = pa.table(table) if isinstance(table, dict) else table
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        pcsv.write_csv(table, path)
+    else:
+        pq.write_table(table, path, row_group_size=rows)
+    return str(path)
+
+
+def read(uri: str, **options: Any) -> pa.Table:
+    return pa.concat_tables(list_tables(uri, **options))
+
+
+URIS = ["s3://b/x.jpg", "/data/y.jpg", "sub/z.jpg", "s3://b/t.tar#offset=512&size=9"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_columns_ids_and_relative_uris(tmp_path: Path, kind: str) -> None:
+    columns = {"image_id": ["a", "b", "007", "ä"], "uri": URIS, "camera": [1, 2, 3, 4]}
+    uri = save(tmp_path / f"m.{kind}", columns)
+    found = read(uri)
+    assert found.schema == pa.schema(
+        [("image_id", pa.string()), ("uri", pa.string()), ("camera", pa.int64())]
+    )
+    assert found["image_id"].to_pylist() == columns["image_id"]
+    assert found["uri"].to_pylist() == [*URIS[:2], f"{tmp_path}/sub/z.jpg", URIS[3]]
+    assert read(uri, images="s3://c/in/")["uri"].to_pylist()[2] == "s3://c/in/sub/z.jpg"
+    images = list(list_images(uri))
+    assert images[0] == SourceImage("a", "s3://b/x.jpg")
+    assert len(images) == 4
+
+
+def test_without_ids_the_uri_is_the_id(tmp_path: Path) -> None:
+    found = read(save(tmp_path / "m.parquet", {"uri": URIS}))
+    assert found["image_id"].to_pylist() == URIS
+    assert found["uri"].to_pylist()[2] == f"{tmp_path}/sub/z.jpg"
+
+
+def test_columns_by_other_names(tmp_path: Path) -> None:
+    uri = save(tmp_path / "m.parquet", {"key": [5, 6], "path": URIS[:2], "url": ["u", "v"]})
+    found = read(uri, id_column="key", uri_column="path")
+    assert found.to_pydict() == {"image_id": ["5", "6"], "uri": URIS[:2], "url": ["u", "v"]}
+
+
+def test_types_of_other_columns_stay(tmp_path: Path) -> None:
+    extras = {
+        "time": pa.array([1, None], pa.timestamp("us", "UTC")),
+        "tags": pa.array([["a"], []], pa.list_(pa.string())),
+        "site": pa.array(["n", "s"]).dictionary_encode(),
+        "at": pa.array([{"lat": 1.5}, None], pa.struct([("lat", pa.float32())])),
+        "note": pa.array([None, None], pa.string()),
+    }
+    ids = pa.array(["a", "b"]).dictionary_encode()
+    uris = pa.array(URIS[:2], pa.large_string())
+    table = pa.table({**extras, "image_id": ids, "uri": uris})
+    path = tmp_path / "out.parquet"
+    assert write_tables(list_tables(save(tmp_path / "m.parquet", table)), path) == 2
+    found = pq.read_table(path)
+    assert found.select(list(extras)).equals(table.select(list(extras)))
+    assert found.schema.names == ["image_id", "uri", *extras]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_parts(tmp_path: Path, kind: str) -> None:
+    names = [f"{i}.jpg" for i in range(10)]
+    for part in range(2):
+        half = names[5 * part : 5 * part + 5]
+        save(tmp_path / "m" / f"part-{part}.{kind}", {"uri": half, "n": range(5)})
+    (tmp_path / "m" / "_SUCCESS").touch()
+    (tmp_path / "m" / ".part.crc").touch()
+    for uri in (f"m/*.{kind}", "m", "m/", f"m/part-{{0..1}}.{kind}", f"m/part-?.{kind}"):
+        assert read(f"{tmp_path}/{uri}")["image_id"].to_pylist() == names
+    (tmp_path / "m").rename(tmp_path / f"m.{kind}")  # as Spark names its folders
+    assert read(f"{tmp_path}/m.{kind}")["image_id"].to_pylist() == names
+    with pytest.raises(MissingSourceError, match="nothing at"):
+        read(f"{tmp_path}/m.{kind}/x*.{kind}")
+
+
+def test_parts_must_be_alike(tmp_path: Path) -> None:
+    save(tmp_path / "a.parquet", {"uri": ["x"], "n": pa.array([1], pa.int32())})
+    save(tmp_path / "b.parquet", {"n": pa.array([2], pa.int64()), "uri": ["y"]})
+    found = read(f"{tmp_path}/*.parquet")
+    assert found.to_pydict() == {
+        "image_id": ["x", "y"],
+        "uri": [f"{tmp_path}/x", f"{tmp_path}/y"],
+        "n": [1, 2],
+    }
+    save(tmp_path / "c.parquet", {"uri": ["z"], "n": ["three"]})
+    with pytest.raises(SourceError, match=r"c\.parquet has other columns or types than .*a\.par"):
+        read(f"{tmp_path}/*.parquet")
+    save(tmp_path / "c.parquet", {"uri": ["z"]})
+    with pytest.raises(SourceError, match=r"c\.parquet has other columns"):
+        read(f"{tmp_path}/*.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"url": ["a"]}, r"no column 'uri', only url: .*source\.uri_column"),
+        ({"uri": ["a", None]}, "row 1, counted from 0, has no 'uri'"),
+        ({"uri": ["a", "b", "c", "d", ""]}, "row 4, counted from 0, has no 'uri'"),
+        ({"uri": ["a"], "image_id": [""]}, "row 0, counted from 0, has no 'image_id'"),
+        ({"uri": [1.5]}, "'uri' holds double, expected text"),
+        ({"uri": ["a"], "image_id": [b"x"]}, "'image_id' holds binary"),
+        ({"uri": ["a"], "width": [1], "n": [1], "error": [1]}, "output has too: width, error;"),
+        ({"uri": ["b", "s3://k:geheim@b/x"]}, "row 1 has a URI with a user or a secret"),
+        ({"uri": []}, "lists no image"),
+    ],
+)
+def test_refused_files(tmp_path: Path, columns: dict[str, list[Any]], message: str) -> None:
+    table = {k: v or pa.array([], pa.string()) for k, v in columns.items()}
+    uri = save(tmp_path / "m.parquet", table, 2)
+    with pytest.raises(SourceError, match=message) as caught:
+        read(uri)
+    assert uri in str(caught.value)
+    assert "geheim" not in str(caught.value)
+
+
+def test_all_output_columns_are_taken(tmp_path: Path) -> None:
+    for name in set(IMAGES.names) - {"image_id", "uri"}:
+        with pytest.raises(SourceError, match=f"output has too: {name};"):
+            read(save(tmp_path / "m.parquet", {"uri": ["a"], name: [1]}))
+    uri = save(tmp_path / "m.parquet", {"key": ["a"], "uri": ["a"], "image_id": ["b"]})
+    with pytest.raises(SourceError, match="output has too: image_id;"):
+        read(uri, id_column="key")
+    with pytest.raises(SourceError, match="no column 'gone'"):
+        read(uri, id_column="gone")
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    whole = Path(save(tmp_path / "m.parquet", {"uri": ["a"] * 100})).read_bytes()
+    for content in (b"", b"hello", whole[:-20], whole[:4] + bytes(50) + whole[54:]):
+        (tmp_path / "m.parquet").write_bytes(content)
+        with pytest.raises(SourceError, match=r"m\.parquet"):
+            read(f"{tmp_path}/m.parquet")
+    for content in (b"", b"uri,n\na,1,2\n", b"\xff\xfe\x00"):
+        (tmp_path / "m.csv").write_bytes(content)
+        with pytest.raises(SourceError, match=r"m\.csv"):
+            read(f"{tmp_path}/m.csv")
+    with pytest.raises(MissingSourceError):
+        read(f"{tmp_path}/gone.csv")
+
+
+def test_csv_as_people_write_it(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(
+        b'image_id,uri,note\r\n007,"a,b.jpg","two\nlines"\r\n"NA",null,\r\n'
+    )
+    assert read(f"{tmp_path}/m.csv").to_pydict() == {
+        "image_id": ["007", "NA"],
+        "uri": [f"{tmp_path}/a,b.jpg", f"{tmp_path}/null"],
+        "note": ["two\nlines", ""],
+    }
+    (tmp_path / "m.csv").write_text("uri\na\n\nb\n")
+    assert read(f"{tmp_path}/m.csv")["image_id"].to_pylist() == ["a", "b"]
+
+
+def test_csv_types_are_guessed_once(tmp_path: Path) -> None:
+    rows = "\n".join(f"{i}.jpg,{i}" for i in range(200_000))
+    (tmp_path / "m.csv").write_text(f"uri,n\n{rows}\nx.jpg,many\n")
+    with pytest.raises(SourceError, match=r"many.*use Parquet"):
+        read(f"{tmp_path}/m.csv")
+
+
+def test_twins_are_found_when_written(tmp_path: Path) -> None:
+    uri = save(tmp_path / "m.parquet", {"uri": ["a", "b", "a"]})
+    with pytest.raises(SourceError, match="'a' in rows 0 and 2"):
+        write_tables(list_tables(uri), tmp_path / "out.parquet")
+
+
+def test_memory_is_that_of_some_batches(tmp_path: Path) -> None:
+    ids = pa.array([f"{i:09d}" * 4 for i in range(1_000_000)])
+    uri = save(tmp_path / "m.parquet", {"image_id": ids, "uri": ids}, 20_000)
+    size = 2 * ids.nbytes
+    del ids
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    most = max(pa.total_allocated_bytes() - before for _ in list_tables(uri))
+    python = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size >= 80e6
+    assert most + python < 40e6

@@ -1,0 +1,354 @@
+"""storage: the right bytes from servers that fail now and then, and errors that tell no secret."""
+
+import io
+import pickle
+import random
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from af_pipeline.data.storage import (
+    MissingSourceError,
+    SourceError,
+    Storage,
+    exists,
+    filesystem,
+    full_uri,
+    is_folder,
+    join,
+    open_file,
+    parent,
+    range_uri,
+    read_bytes,
+    reading_error,
+    redact,
+)
+from af_pipeline.data.walk import list_files
+from tests.data.s3_server import Fault, Quiet, Server, faulty_s3, serve
+
+DATA = bytes(range(256)) * 400
+SLOW = Fault(503, "SlowDown")
+SECRET = "wJalrXUtnFEMI"
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Server]:
+    with faulty_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def server(started: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A server without faults so far, credentials, and pauses of nearly nothing."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(random, "random", lambda: 0.001)
+    started.script.faults.clear()
+    started.script.always.clear()
+    return started
+
+
+@pytest.fixture
+def storage(server: Server) -> Storage:
+    return Storage(server.url, attempts=3, timeout_s=0.4)
+
+
+@pytest.fixture
+def key(server: Server, storage: Storage, request: pytest.FixtureRequest) -> str:
+    """An object of its own, as ``bucket/key``."""
+    name = f"bucket/{abs(hash(request.node.name))}/a b#%ä.jpg"
+    system, _ = filesystem("s3://bucket", storage)
+    system.makedirs("bucket", exist_ok=True)
+    system.pipe_file(name, DATA)
+    server.script.requests.clear()
+    return name
+
+
+# What passes
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        SLOW,
+        Fault(500),
+        Fault(502, "BadGateway"),
+        Fault(503, "ServiceUnavailable"),
+        Fault(504, "GatewayTimeout"),
+        Fault(429, "TooManyRequests"),
+        Fault(drop=True),
+        Fault(wait_s=0.7),
+        Fault(body_bytes=5000),
+        Fault(body_bytes=0),
+        Fault(body_bytes=5000, stall_s=0.7),
+    ],
+    ids=str,
+)
+def test_faults_that_pass_cost_no_image(
+    server: Server, storage: Storage, key: str, fault: Fault
+) -> None:
+    server.script.fail(key, fault, fault)
+    assert read_bytes(f"s3://{key}", storage) == DATA
+    assert server.script.requests[key] == 3
+
+
+@pytest.mark.parametrize("fault", [SLOW, Fault(500), Fault(429), Fault(drop=True)], ids=str)
+def test_a_server_that_stays_broken_is_an_error(
+    server: Server, storage: Storage, key: str, fault: Fault
+) -> None:
+    server.script.fail(key, fault, always=True)
+    with pytest.raises(SourceError, match=r"cannot read s3://bucket/.*") as caught:
+        read_bytes(f"s3://{key}", storage)
+    assert not isinstance(caught.value, MissingSourceError)
+    # aiohttp itself repeats a GET on a connection that it finds closed.
+    most = 2 * storage.attempts if fault.drop else storage.attempts
+    assert storage.attempts <= server.script.requests[key] <= most
+
+
+def test_bodies_always_cut_short_are_an_error(server: Server, storage: Storage, key: str) -> None:
+    server.script.fail(key, Fault(body_bytes=9), always=True)
+    with pytest.raises(SourceError, match="cannot read"):
+        read_bytes(f"s3://{key}", storage)
+    assert server.script.requests[key] == storage.attempts
+
+
+def test_one_attempt_is_one_request(server: Server, key: str) -> None:
+    for fault in (SLOW, Fault(body_bytes=1)):
+        server.script.requests.clear()
+        server.script.fail(key, fault)
+        with pytest.raises(SourceError):
+            read_bytes(f"s3://{key}", Storage(server.url, attempts=1))
+        assert server.script.requests[key] == 1
+
+
+def test_an_outage_uses_up_no_budget(server: Server, storage: Storage, key: str) -> None:
+    """botocore's mode "standard" would give up trying again after a hundred times in all."""
+    server.script.fail(key, SLOW, always=True)
+    with ThreadPoolExecutor(8) as pool:
+        errors = list(pool.map(lambda _: _error(f"s3://{key}", storage), range(80)))
+    assert all(errors)
+    assert server.script.requests[key] == 80 * storage.attempts
+
+
+def _error(uri: str, storage: Storage) -> SourceError | None:
+    try:
+        read_bytes(uri, storage)
+    except SourceError as error:
+        return error
+    return None
+
+
+def test_threads_share_one_client(server: Server, storage: Storage, key: str) -> None:
+    server.script.fail(key, *[SLOW] * 5)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: read_bytes(f"s3://{key}", storage), range(32)))
+    assert found == [DATA] * 32
+    systems = {id(filesystem(f"s3://{key}", pickle.loads(pickle.dumps(storage)))[0]) for _ in "ab"}
+    assert len(systems) == 1
+    assert id(filesystem(f"s3://{key}", Storage(server.url, attempts=4))[0]) not in systems
+
+
+def test_one_request_an_image(server: Server, storage: Storage, key: str) -> None:
+    read_bytes(f"s3://{key}", storage)
+    assert server.script.requests == {key: 1}
+
+
+# What does not
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [
+        (Fault(403, "AccessDenied"), SourceError, "no permission to read s3://"),
+        (Fault(403, "SignatureDoesNotMatch"), SourceError, "no permission"),
+        (Fault(404, "NoSuchKey"), MissingSourceError, "nothing at s3://"),
+        (Fault(404, "NoSuchBucket"), MissingSourceError, "nothing at s3://"),
+    ],
+)
+def test_what_cannot_pass_is_not_tried_again(
+    server: Server,
+    storage: Storage,
+    key: str,
+    fault: Fault,
+    kind: type[SourceError],
+    message: str,
+) -> None:
+    server.script.fail(key, fault, always=True)
+    with pytest.raises(kind, match=message):
+        read_bytes(f"s3://{key}", storage)
+    assert server.script.requests[key] == 1
+
+
+def test_missing_key_and_bucket(storage: Storage, key: str) -> None:
+    for uri in ("s3://bucket/gone.jpg", "s3://no-such-bucket/x.jpg"):
+        with pytest.raises(MissingSourceError, match=f"nothing at {uri}"):
+            read_bytes(uri, storage)
+        assert not exists(uri, storage)
+    assert exists(f"s3://{key}", storage)
+    assert is_folder("s3://bucket", storage)
+    assert not is_folder(f"s3://{key}", storage)
+
+
+def test_without_credentials(
+    server: Server, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    # Settings of their own, so that the client is not one that has credentials.
+    with pytest.raises(SourceError, match=r"no credentials.*AWS_ACCESS_KEY_ID"):
+        read_bytes(f"s3://{key}", Storage(server.url, timeout_s=7))
+    anonymous = Storage(server.url, anonymous=True, timeout_s=7)
+    assert "anonymous" in str(_error("s3://x/y", Storage(server.url, timeout_s=7)))
+    system, _ = filesystem(f"s3://{key}", anonymous)
+    assert system.anon
+
+
+# Parts
+
+
+def test_parts(server: Server, storage: Storage, key: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(DATA)
+    for uri in (str(tmp_path / "x"), f"s3://{key}"):
+        for offset, size in ((0, 5), (7, 1000), (len(DATA) - 1, 1), (3, 0), (0, len(DATA))):
+            part = range_uri(uri, offset, size)
+            assert read_bytes(part, storage) == DATA[offset : offset + size]
+        with pytest.raises(SourceError, match="ends at byte 102400, expected 102405"):
+            read_bytes(range_uri(uri, len(DATA) - 5, 10), storage)
+        with pytest.raises(SourceError):
+            read_bytes(range_uri(uri, len(DATA) + 5, 10), storage)
+    server.script.fail(key, SLOW, Fault(body_bytes=2))
+    assert read_bytes(range_uri(f"s3://{key}", 9, 10), storage) == DATA[9:19]
+
+
+def test_open_file_is_a_file(server: Server, storage: Storage, key: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(DATA)
+    for uri in (str(tmp_path / "x"), f"s3://{key}"):
+        with open_file(uri, storage, 1000) as file:
+            assert file.read(10) == DATA[:10]
+            server.script.fail(key, SLOW, Fault(body_bytes=2))
+            assert file.seek(-20, io.SEEK_END) == len(DATA) - 20
+            assert file.read() == DATA[-20:]
+            assert file.read(1) == b""
+            file.seek(100)
+            assert file.read(5000) == DATA[100:5100]
+    with pytest.raises(MissingSourceError):
+        open_file("s3://bucket/gone", storage)
+    with pytest.raises(SourceError, match="is a folder"):
+        open_file("s3://bucket", storage)
+
+
+# Listing
+
+
+def test_listing_tries_again(server: Server, storage: Storage, key: str) -> None:
+    server.script.fail("bucket", SLOW, Fault(body_bytes=20))
+    folder = f"s3://{key}".rpartition("/")[0]
+    assert list(list_files(folder, storage).names) == ["a b#%ä.jpg"]
+    assert server.script.requests["bucket"] == 3
+    server.script.fail("bucket", SLOW, always=True)
+    with pytest.raises(SourceError, match="cannot read s3://bucket"):
+        list_files(folder, storage)
+    server.script.fail("bucket", Fault(403, "AccessDenied"), always=True)
+    with pytest.raises(SourceError, match="no permission"):
+        list_files(folder, storage)
+
+
+# https
+
+
+def test_https_sources(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses: list[int] = []
+
+    class Web(Quiet):
+        def do_GET(self) -> None:
+            status = statuses.pop(0) if statuses else 200
+            self.answer(status, {"Content-Length": "5"}, b"hello", 3 if status == 299 else -1)
+
+    with serve(Web) as url:
+        signed = f"{url}/x.jpg?X-Amz-Signature={SECRET}"
+        statuses[:] = [503, 299]
+        assert read_bytes(signed, storage) == b"hello"
+        for status, message in ((403, "no permission"), (404, "nothing at"), (400, "cannot read")):
+            statuses[:] = [status]
+            with pytest.raises(SourceError, match=message) as caught:
+                read_bytes(signed, storage)
+            assert SECRET not in "".join(traceback.format_exception(caught.value))
+        with pytest.raises(SourceError, match="cannot send a part"):
+            read_bytes(range_uri(f"{url}/y", 1, 2), storage)
+
+
+# Secrets and places
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"s3://AKIA:{SECRET}@bucket/a.jpg",
+        f"s3://AKIA:{SECRET}/more@bucket/a.jpg",
+        f"https://user:{SECRET}@host/a.jpg",
+        f"https://{SECRET}@host/a.jpg",
+        f"simplecache::s3://AKIA:{SECRET}@bucket/a.jpg",
+    ],
+)
+def test_credentials_in_a_uri_are_refused(uri: str) -> None:
+    for function in (read_bytes, filesystem, list_files, lambda u: Storage(endpoint=u)):
+        with pytest.raises(SourceError, match="holds a user name or a secret") as caught:
+            function(uri)
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_redact() -> None:
+    signed = f"https://h/a.jpg?X-Amz-Signature={SECRET}&b=c"
+    assert redact(f"url='{signed}', more") == "url='https://h/a.jpg?...', more"
+    assert redact(f"abfs://c/a?sig={SECRET}") == "abfs://c/a?..."
+    assert redact(f"ftp://u:{SECRET}@h/a@b") == "ftp://...@h/a@b"
+    for plain in ("s3://b/cam?/x=1/*.tif", "/a?b=c", "s3://b/a@b#c=d", "s3://b/k?.jpg"):
+        assert redact(plain) == plain
+
+
+def test_reading_error_takes_a_status() -> None:
+    error = OSError(f"boom https://h/x?sig={SECRET}\nsecond line")
+    text = str(reading_error(f"https://h/x?sig={SECRET}", error))
+    assert SECRET not in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"endpoint": "minio:9000"}, "https://host:port"),
+        ({"endpoint": "https://h/path?x=1"}, "https://host:port"),
+        ({"attempts": 0}, "attempts"),
+        ({"timeout_s": 0.0}, "timeout_s"),
+        ({"timeout_s": float("nan")}, "timeout_s"),
+    ],
+)
+def test_storage_that_cannot_work(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Storage(**fields)
+
+
+def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert full_uri(*filesystem("a/../b.jpg")) == f"{tmp_path}/b.jpg"
+    assert full_uri(*filesystem("s3://bucket/a//b.jpg")) == "s3://bucket/a//b.jpg"
+    assert parent("x/y.json") == f"{tmp_path}/x"
+    assert parent("s3://b/x/y.json") == "s3://b/x"
+    assert join("s3://b/x/", "y.jpg") == "s3://b/x/y.jpg"
+    assert join("/", "y.jpg") == "/y.jpg"
+    assert join("s3://b", "/y.jpg") == "/y.jpg"
+    assert join("/a", "s3://b/y.jpg") == "s3://b/y.jpg"
+
+
+def test_unknown_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = SimpleNamespace(protocol="x", info=lambda p: {"type": "file", "size": None})
+    monkeypatch.setattr("af_pipeline.data.storage.filesystem", lambda *a: (system, "p"))
+    with pytest.raises(SourceError, match="does not tell the size"):
+        open_file("x://y")

@@ -1,0 +1,143 @@
+"""tar: members are found where tarfile finds them, and broken tars are named."""
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from af_pipeline.data.listing import list_images
+from af_pipeline.data.sources import IMAGE_SUFFIXES
+from af_pipeline.data.storage import MissingSourceError, SourceError, read_bytes
+from af_pipeline.data.tar import list_tar
+
+
+def pack(path: Path, members: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def contents(uri: str) -> dict[str, bytes]:
+    return {image.image_id: read_bytes(image.uri) for image in list_images(uri)}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    members=st.dictionaries(
+        st.text("aä/b. ", min_size=1, max_size=150)
+        .filter(lambda n: n.strip("./ "))
+        .map("x{}.jpg".format),
+        st.binary(max_size=2000),
+        min_size=1,
+        max_size=6,
+    ),
+    form=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+)
+def test_ranges_are_the_members(tmp_path: Path, members: dict[str, bytes], form: int) -> None:
+    uri = pack(tmp_path / "a.tar", members, form)
+    visible = {n: d for n, d in members.items() if "/." not in n}
+    found = list_tar("a.tar", uri, IMAGE_SUFFIXES)
+    assert {i.image_id: read_bytes(i.uri) for i in found} == {
+        f"a.tar/{name}": data for name, data in visible.items()
+    }
+
+
+def test_what_is_an_image(tmp_path: Path) -> None:
+    names = ["b.jpg", "./a.PNG", "sub/c.jpeg", "x.json", "x.cls", "._b.jpg", ".h/d.jpg", "jpg"]
+    uri = pack(tmp_path / "a.tar", {name: name.encode() for name in names})
+    found = list(list_images(uri))
+    assert [i.image_id for i in found] == ["a.tar/b.jpg", "a.tar/a.PNG", "a.tar/sub/c.jpeg"]
+    assert found[0].uri == f"{uri}#offset=512&size=5"
+    assert [read_bytes(i.uri) for i in found] == [b"b.jpg", b"./a.PNG", b"sub/c.jpeg"]
+
+
+def test_several_tars(tmp_path: Path) -> None:
+    for number in range(12):
+        pack(tmp_path / f"in/{number // 6}/s-{number:03d}.tar", {f"{number}.jpg": b"%d" % number})
+    everything = {f"{n // 6}/s-{n:03d}.tar/{n}.jpg": b"%d" % n for n in range(12)}
+    for uri in ("in", "in/**/*.tar", "in/*/s-*.tar"):
+        assert contents(f"{tmp_path}/{uri}") == everything
+    some = contents(f"{tmp_path}/in/0/s-{{001..003}}.tar")
+    assert list(some) == ["s-001.tar/1.jpg", "s-002.tar/2.jpg", "s-003.tar/3.jpg"]
+    assert list(contents(f"{tmp_path}/in/0/s-000.tar")) == ["s-000.tar/0.jpg"]
+    with pytest.raises(MissingSourceError, match=r"nothing at .*s-006\.tar"):
+        contents(f"{tmp_path}/in/0/s-{{004..006}}.tar")
+    with pytest.raises(SourceError, match="twice"):
+        contents(f"{tmp_path}/in/0/s-{{001,001}}.tar")
+
+
+def test_a_folder_with_tars_and_images_lists_images(tmp_path: Path) -> None:
+    pack(tmp_path / "in/a.tar", {"a.jpg": b""})
+    (tmp_path / "in/b.jpg").touch()
+    assert [i.image_id for i in list_images(f"{tmp_path}/in")] == ["b.jpg"]
+    (tmp_path / "in/b.jpg").rename(tmp_path / "in/b.csv")
+    with pytest.raises(SourceError, match=r"holds \.csv and \.tar: say which by a pattern"):
+        list_images(f"{tmp_path}/in")
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_cut_short_anywhere(tmp_path: Path, images: int) -> None:
+    uri = pack(tmp_path / "a.tar", {f"{i}.jpg": b"x" * 700 for i in range(images)})
+    whole = Path(uri).read_bytes()
+    end = images * 1536
+    for size in range(0, end + 512, 128):
+        Path(uri).write_bytes(whole[:size])
+        with pytest.raises(SourceError, match=r"a\.tar") as caught:
+            list(list_images(uri))
+        assert "no image" not in str(caught.value)
+    Path(uri).write_bytes(whole[: end + 512])
+    assert len(list(list_images(uri))) == images
+
+
+@pytest.mark.parametrize("at", [0, 100, 1536, 1536 + 130])
+def test_broken_headers(tmp_path: Path, at: int) -> None:
+    uri = pack(tmp_path / "a.tar", {f"{i}.jpg": b"x" * 700 for i in range(3)})
+    data = bytearray(Path(uri).read_bytes())
+    data[at : at + 8] = b"\x01\xffgarbag"
+    Path(uri).write_bytes(data)
+    with pytest.raises(SourceError, match=r"a\.tar is .*(broken|cut short)"):
+        list(list_images(uri))
+
+
+def test_compressed_tars_are_refused(tmp_path: Path) -> None:
+    data = Path(pack(tmp_path / "a.tar", {"a.jpg": b"x"})).read_bytes()
+    for name in ("a.tar.gz", "b.TGZ", "c.tar", "d/x.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(gzip.compress(data))
+    for uri in ("a.tar.gz", "b.TGZ", "c.tar", "?.tar.gz", "d"):
+        with pytest.raises(SourceError, match=r"compressed.*unpack it once"):
+            list(list_images(f"{tmp_path}/{uri}"))
+
+
+def test_links_and_twins_are_refused(tmp_path: Path) -> None:
+    uri = str(tmp_path / "a.tar")
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        with tarfile.open(uri, "w") as tar:
+            link = tarfile.TarInfo("b.jpg")
+            link.type, link.linkname = kind, "a.jpg"
+            tar.addfile(link)
+        with pytest.raises(SourceError, match=r"b\.jpg is a link"):
+            list(list_images(uri))
+    with tarfile.open(uri, "w") as tar:
+        for name in ("a.jpg", "./a.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(SourceError, match=r"holds a\.jpg twice"):
+        list(list_images(uri))
+
+
+def test_no_image(tmp_path: Path) -> None:
+    uri = pack(tmp_path / "a.tar", {"a.txt": b"x"})
+    pack(tmp_path / "b.tar", {})
+    for source in (uri, str(tmp_path)):
+        with pytest.raises(SourceError, match="no image found in the tars"):
+            list(list_images(source))
+    with pytest.raises(SourceError, match="needs no image folder"):
+        list_images(uri, str(tmp_path))

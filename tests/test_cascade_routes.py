@@ -1,0 +1,95 @@
+"""The cascade shared out: lanes in several hands, and fixed windows instead of FocusChips."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from af_pipeline.cascade import GridRule, advance, look, pending_pixels, stack, start_row
+from af_pipeline.scales import Scale
+from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
+from tests.fakes import (
+    LARGE,
+    SCALES,
+    SMALL,
+    FakePredictor,
+    check_found,
+    make_plan,
+    paint,
+    run_cascade,
+    scatter,
+)
+
+AUTOFOCUS, PYRAMID = make_plan("autofocus"), make_plan("pyramid")
+SEEDS = st.integers(0, 10**6)
+OPEN = tuple(replace(scale, valid_low=-1.0, valid_high=-1.0) for scale in SCALES)
+
+
+def plain(row: ImageRow) -> dict:
+    timeless = replace(row, ledger=replace(row.ledger, forward_ms=0.0))
+    (found,) = rows_to_table([timeless]).to_pylist()
+    return found
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, st.integers(1, 14), st.sampled_from([AUTOFOCUS, PYRAMID]), st.integers(2, 4))
+def test_any_split_of_the_lanes_gives_the_same_row(seed: int, count: int, plan, hands: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = paint(scatter(rng, count, 700, 900), 700, 900)
+    (wanted,) = run_cascade([image], plan)
+    row = ImageRow("0", "")
+    start_row(row, image, plan)
+    for scale in range(len(plan.scales)):
+        owner = {lane: rng.integers(hands) for lane in range(-1, len(plan.lanes))}
+        for hand in rng.permutation(hands):
+            own = {lane for lane, other in owner.items() if other == hand}
+            look([row], scale, plan, FakePredictor(), own)
+            [row] = table_to_rows(rows_to_table([row]))  # as from one pool to the next
+        assert pending_pixels(row, scale, plan) == 0
+        advance([row], scale, plan)
+    stack(row, plan.stack)
+    assert plain(row) == plain(wanted)
+
+
+def test_a_chip_is_looked_at_once() -> None:
+    image = paint(scatter(np.random.default_rng(1), 6, 300, 300), 300, 300)
+    row = ImageRow("0", "")
+    start_row(row, image, AUTOFOCUS)
+    assert pending_pixels(row, 0, AUTOFOCUS) == 150 * 150
+    look([row], 0, AUTOFOCUS, FakePredictor())
+    found, waiting = len(row.detections), list(row.candidates)
+    look([row], 0, AUTOFOCUS, FakePredictor())
+    assert (len(row.detections), row.candidates) == (found, waiting)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, st.integers(1, 12), st.integers(40, 900), st.integers(40, 900))
+def test_tiles_find_what_is_smaller_than_their_overlap(
+    seed: int, count: int, height: int, width: int
+) -> None:
+    boxes = scatter(np.random.default_rng(seed), count, height, width, [SMALL, LARGE])
+    plan = make_plan(scales=(OPEN[0], OPEN[2]), rules=(GridRule(512, 340),), overlap=340)
+    (row,) = run_cascade([paint(boxes, height, width)], plan)
+    check_found(row, boxes, 2.01)
+    covered = np.zeros((height, width), bool)
+    for chip in row.chips[1:]:
+        x0, y0, x1, y1 = chip.box
+        assert 0 <= x0 < x1 <= width
+        assert 0 <= y0 < y1 <= height
+        assert max(x1 - x0, y1 - y0) <= 256
+        covered[y0:y1, x0:x1] = True
+    assert covered.all()
+
+
+@pytest.mark.parametrize("factor", [0.37, 1.0, 1.7])
+def test_the_grid_is_where_a_sliding_window_is(factor: float) -> None:
+    plan = make_plan(scales=(Scale(0.25), Scale(factor)), rules=(GridRule(256, 64),))
+    (row,) = run_cascade([np.zeros((900, 1300, 3), np.uint8)], plan)
+    assert row.ledger.chips[1] == len(row.chips) - 1
+    assert row.ledger.pixels[1] >= int(900 * factor) * int(1300 * factor)
+    lefts = sorted({chip.box[0] for chip in row.chips[1:]})
+    rights = sorted({chip.box[2] for chip in row.chips[1:]})
+    overlaps = [right - left for left, right in zip(lefts[1:], rights[:-1], strict=True)]
+    assert min(overlaps, default=64) * factor >= 63
