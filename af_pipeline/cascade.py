@@ -264,13 +264,12 @@ def _focus_map(view: View, answer: Sequence[tuple[Tile, Prediction]]) -> NDArray
 
 
 def _grid(row: ImageRow, scale: int, rule: GridRule, plan: Plan) -> list[Box]:
-    """Windows over the whole image, original px: those of network px, rounded outwards."""
+    """Windows over the whole image, original px: none larger than ``rule.side`` network px."""
     factor = plan.scales[scale].factor_for(row.height, row.width)
     height, width = scaled_size(row.height, row.width, factor)
     rects = tile_rects(height, width, rule.side, rule.overlap)
-    whole = np.array([row.width, row.height] * 2)
-    low = np.floor(rects[:, :2] / factor)
-    high = np.minimum(np.ceil(rects[:, 2:] / factor), whole[:2])
+    low, high = np.ceil(rects[:, :2] / factor), np.floor(rects[:, 2:] / factor)
+    high = np.where(rects[:, 2:] == [width, height], [row.width, row.height], high)
     return [_box(rect) for rect in np.concatenate([low, high], 1).astype(np.int64)]
 
 

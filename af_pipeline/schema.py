@@ -271,10 +271,22 @@ def _chip_lists(lists: Sequence[Sequence[Chip]], stored: bool) -> pa.Array:
     children = [pa.array(a, kind.field(i).type) for i, a in enumerate(plain)]
     if not stored:
         children.append(pa.array([c.looked for c in chips], pa.bool_()))
-        pixels = [None if c.pixels is None else c.pixels.tobytes() for c in chips]
-        children.append(pa.array(pixels, pa.large_binary()))
+        children.append(_pixels([c.pixels for c in chips]))
     values = pa.StructArray.from_arrays(children, fields=list(kind))
     return _lists([len(one) for one in lists], values)
+
+
+def _pixels(crops: Sequence[NDArray[np.uint8] | None]) -> pa.Array:
+    """Crops as binary values, each copied once: they may be whole images."""
+    offsets = np.zeros(len(crops) + 1, np.int64)
+    np.cumsum([0 if crop is None else crop.size for crop in crops], out=offsets[1:])
+    data = np.empty(offsets[-1], np.uint8)
+    for crop, low, high in zip(crops, offsets[:-1], offsets[1:], strict=True):
+        if crop is not None:
+            np.copyto(data[low:high].reshape(crop.shape), crop)
+    there = np.packbits(np.array([crop is not None for crop in crops], bool), bitorder="little")
+    buffers = [pa.py_buffer(there), pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.large_binary(), len(crops), buffers)
 
 
 def table_to_rows(table: pa.Table) -> list[ImageRow]:

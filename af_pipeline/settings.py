@@ -240,11 +240,19 @@ class RayConfig(Section):
         min_length=1,
         description="per scale, a chip goes to the first pool that takes it, smallest side first",
     )
-    task_cpus: float = Field(0.1, gt=0, description="CPUs of a read, stack or write task")
+    task_cpus: float = Field(
+        0.25, gt=0, description="CPUs of a read, stack or write task; low: many processes at once"
+    )
     wait_for_actors_s: int = Field(600, gt=0, description="fail if actors do not start by then")
     elastic: bool = Field(
         False, description="the cluster grows on demand: do not ask whether it is large enough now"
     )
+
+    @property
+    def pools_are_one(self) -> bool:
+        """Whether a single pool takes every chip."""
+        first = self.pools[0]
+        return len(self.pools) == 1 and first.scales is None and first.max_side is None
 
 
 class TilesConfig(Section):
@@ -252,7 +260,7 @@ class TilesConfig(Section):
 
     scale: int = Field(-1, description="pyramid entry that the windows are seen at; -1: finest")
     side: int = Field(640, ge=64, description="side of a window, network px, multiple of 32")
-    overlap: int = Field(128, ge=0, description="least overlap of neighbours, network px")
+    overlap: int = Field(128, ge=32, description="least overlap of neighbours, network px")
 
     @model_validator(mode="after")
     def _fits(self) -> TilesConfig:
@@ -273,8 +281,10 @@ class IndexConfig(Section):
         description="autofocus; pyramid: every scale whole; tiles: fixed windows and the whole "
         "image; whole: coarsest scale only",
     )
-    plan: Literal["staged", "fused"] = Field(
-        "staged", description="a pool of actors per scale, or one that runs the whole cascade"
+    plan: Literal["auto", "staged", "fused"] = Field(
+        "auto",
+        description="staged: pools of actors per scale; fused: one that runs the whole cascade; "
+        "auto: fused where chips are whole images (modes pyramid, tiles) and one pool serves all",
     )
     checkpoint: str = Field("checkpoints/aerial_tiny.safetensors", description="detector weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where detectors run")
@@ -305,6 +315,13 @@ class IndexConfig(Section):
         if self.mode == "tiles":
             self._tile_scale()
         return self
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether one pool runs the whole cascade."""
+        if self.plan == "auto":
+            return self.mode in ("pyramid", "tiles") and self.ray.pools_are_one
+        return self.plan == "fused"
 
     def _tile_scale(self) -> None:
         count = len(self.pyramid)

@@ -12,12 +12,13 @@ from af_pipeline.schema import CHIPS, DETECTIONS, IMAGES, ImageRow, join_detecti
 
 def detections_table(rows: Sequence[ImageRow], class_names: Sequence[str]) -> pa.Table:
     """One row a detection, `DETECTIONS`."""
-    ids = np.repeat([row.image_id for row in rows], [len(row.detections) for row in rows])
+    owner = np.repeat(np.arange(len(rows)), [len(row.detections) for row in rows])
+    ids = pa.array([row.image_id for row in rows], pa.string())
     found = join_detections([row.detections for row in rows])
     boxes, labels = found.boxes, found.labels
     names = [class_names[label] for label in labels]
     columns = [
-        pa.array(ids.tolist(), pa.string()),
+        ids.take(pa.array(owner, pa.int64())),
         pa.array(labels, pa.int32()),
         pa.array(names, pa.string()),
         pa.array(found.scores, pa.float32()),

@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return complain(error, 2)
     from af_pipeline.dist.account import summary
-    from af_pipeline.dist.index import GraphError, dry_run, index
+    from af_pipeline.dist.index import dry_run, index
+    from af_pipeline.dist.passes import GraphError
     from af_pipeline.dist.session import ray_session
 
     try:

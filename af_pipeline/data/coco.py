@@ -20,7 +20,7 @@ from af_pipeline.data.annotations import (
     clip_corners,
 )
 from af_pipeline.data.sources import locate_images, read_json
-from af_pipeline.data.storage import SourceError
+from af_pipeline.data.storage import SourceError, holds_secret, redact
 
 _SECTIONS = ("categories", "images", "annotations")
 
@@ -143,7 +143,7 @@ def _images(entries: list[Any], problems: list[str]) -> dict[_Key, _Image]:
             if key in found:
                 raise EntryError("id is used twice")
             if image.name in names:
-                raise EntryError(f"file_name {image.name!r} is used twice")
+                raise EntryError(f"file_name {redact(image.name)!r} is used twice")
             found[key] = image
             names.add(image.name)
         except EntryError as problem:
@@ -154,6 +154,8 @@ def _images(entries: list[Any], problems: list[str]) -> dict[_Key, _Image]:
 def _image(entry: object) -> _Image:
     image = _Image(_text(entry, "file_name"), _integer(entry, "width"), _integer(entry, "height"))
     check_size(image.width, image.height)
+    if holds_secret(image.name):
+        raise EntryError("has a file_name with a user or a secret: leave it out")
     return image
 
 

@@ -20,6 +20,7 @@ from af_pipeline.data.storage import (
     full_uri,
     is_folder,
     redact,
+    refuse_secrets,
 )
 from af_pipeline.data.tar import SUFFIX, list_tars, refuse_compressed
 from af_pipeline.data.uri_tables import ID_COLUMN, SUFFIXES, Columns, read_uri_tables
@@ -53,7 +54,7 @@ def list_tables(
             not where the file says.
         storage: how remote places are reached.
         id_column: column of ids in Parquet and CSV; if the default one is missing, the URI is
-            the id.
+            the id, without its query.
         uri_column: column of URIs in Parquet and CSV; relative ones are below ``images``, else
             below the file's folder.
 
@@ -94,6 +95,8 @@ def _open(uri: str, columns: Columns, storage: Storage) -> Iterator[SourceImage]
     if not uri:
         raise SourceError(f"no source: give source.uri: {POSSIBLE}")
     images = columns.images
+    for place in (uri, images or ""):
+        refuse_secrets(place)
     if is_image_set(uri):
         return _list_voc(uri, images)
     if uri.lower().endswith(".json"):
@@ -160,8 +163,11 @@ def _open_folder(
 
 
 def _may_stand_for_images(name: str) -> bool:
-    # Spark writes _SUCCESS beside its parts.
-    return name.lower().endswith((SUFFIX, *SUFFIXES)) or name.rpartition("/")[2].startswith("_")
+    if name.lower().endswith((SUFFIX, *SUFFIXES)):
+        return True
+    # Spark writes _SUCCESS beside its parts; but cameras write _DSC0001.JPG.
+    marker = name.rpartition("/")[2].startswith("_")
+    return marker and not name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _open_only(

@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from af_pipeline.data.storage import SourceError
+from af_pipeline.data.storage import SourceError, redact
 from af_pipeline.schema import MANIFEST
 
 GROUP_ROWS = 10_000
@@ -107,7 +107,7 @@ def check_unique(path: Path) -> None:
         ).fetchall()
     first, second = (row for (row,) in rows)
     raise SourceError(
-        f"{twins[1]} image ids occur more than once, as {twins[0]!r} in rows {first} and "
+        f"{twins[1]} image ids occur more than once, as {redact(twins[0])!r} in rows {first} and "
         f"{second} of the list, counted from 0: make the ids unique"
     )
 

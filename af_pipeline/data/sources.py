@@ -17,6 +17,7 @@ from af_pipeline.data.storage import (
     SourceError,
     Storage,
     exists,
+    holds_secret,
     join,
     parent,
     read_bytes,
@@ -118,7 +119,7 @@ def list_coco(
     for name in names:
         if name in seen:
             raise SourceError(
-                f"{redact(path)} lists file_name {name!r} twice: make the names unique"
+                f"{redact(path)} lists file_name {redact(name)!r} twice: make the names unique"
             )
         seen.add(name)
     return (
@@ -172,4 +173,8 @@ def _file_name(path: str, index: int, entry: object) -> str:
     name = entry.get("file_name") if isinstance(entry, dict) else None
     if not isinstance(name, str) or not name:
         raise SourceError(f"{redact(path)}: images[{index}] has no file_name")
+    if holds_secret(name):
+        raise SourceError(
+            f"{redact(path)}: images[{index}] has a file_name with a user or a secret: leave it out"
+        )
     return name

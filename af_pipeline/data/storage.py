@@ -64,7 +64,7 @@ class Storage:
 
     def __post_init__(self) -> None:
         if self.endpoint is not None:
-            _refuse_secrets(self.endpoint)
+            refuse_secrets(self.endpoint)
             if not re.fullmatch(r"https?://[^/?#]+/?", self.endpoint):
                 raise ValueError(
                     f"endpoint must look like https://host:port, not {redact(self.endpoint)}"
@@ -88,17 +88,17 @@ def filesystem(uri: str, storage: Storage = LOCAL) -> tuple[fsspec.AbstractFileS
     """
     if "://" not in uri:  # a name may hold what fsspec would take for a chain ("a::b.jpg")
         return fsspec.filesystem("file"), _local_path(uri)
-    _refuse_secrets(uri)
+    refuse_secrets(uri)
+    # Without this a listing of millions of objects would stay in memory to the end.
+    options = {"use_listings_cache": False, **_options(uri, storage)}
     try:
-        # Without this a listing of millions of objects would stay in memory to the end.
-        system, path = fsspec.core.url_to_fs(
-            uri, use_listings_cache=False, **_options(uri, storage)
-        )
+        if _protocol(uri) in _S3:
+            from af_pipeline.data.s3 import OneTryS3
+
+            return OneTryS3.of(uri.partition("://")[2], options)
+        system, path = fsspec.core.url_to_fs(uri, **options)
     except Exception as error:
         raise reading_error(uri, error) from None
-    if _protocol(uri) in _S3:
-        # s3fs tries again on top of botocore, twice nested: 5 attempts would become 125.
-        system.retries = 1
     return system, str(path)
 
 
@@ -289,6 +289,26 @@ def parent(uri: str) -> str:
 # Errors
 
 
+def holds_secret(uri: str) -> bool:
+    """Whether a user name or a secret stands before the host or bucket of a URI."""
+    for scheme, authority in re.findall(r"([\w+.-]+)://([^/?#]*)", uri):
+        # A secret may hold "/", which would cut the authority before its "@".
+        port = authority.rpartition(":")[2] if ":" in authority else ""
+        odd = ":" in authority and not (port.isdigit() and scheme.lower() not in _S3)
+        if "@" in authority or (odd and not authority.startswith(("arn:", "["))):
+            return True
+    return False
+
+
+def refuse_secrets(uri: str) -> None:
+    """Raises SourceError where `holds_secret`; the message does not tell it."""
+    if holds_secret(uri):
+        raise SourceError(
+            "a URI holds a user name or a secret: leave it out and give credentials by the "
+            "environment, ~/.aws or an instance role"
+        )
+
+
 def redact(text: str) -> str:
     """``text`` without the queries of URLs, which may be signatures, and without user names."""
     return _QUERY.sub(lambda m: f"{m[1] or m[2]}...", _USER.sub(r"\1...@", text))
@@ -315,18 +335,6 @@ def reading_error(uri: str, error: Exception) -> SourceError:
         return SourceError(f"no driver to read {place}: {redact(str(error))}")
     detail = " ".join(redact(str(error)).split())
     return SourceError(f"cannot read {place}: {type(error).__name__}: {detail}")
-
-
-def _refuse_secrets(uri: str) -> None:
-    for scheme, authority in re.findall(r"([\w+.-]+)://([^/?#]*)", uri):
-        # A secret may hold "/", which would cut the authority before its "@".
-        port = authority.rpartition(":")[2] if ":" in authority else ""
-        odd = ":" in authority and not (port.isdigit() and scheme.lower() not in _S3)
-        if "@" in authority or (odd and not authority.startswith(("arn:", "["))):
-            raise SourceError(
-                f"a {scheme}:// URI holds a user name or a secret: leave it out and give "
-                "credentials by the environment, ~/.aws or an instance role"
-            )
 
 
 def _protocol(uri: str) -> str:

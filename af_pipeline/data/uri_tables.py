@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from af_pipeline.data.storage import LOCAL, SourceError, Storage, open_file, parent, redact
+from af_pipeline.data.storage import (
+    LOCAL,
+    SourceError,
+    Storage,
+    holds_secret,
+    open_file,
+    parent,
+    redact,
+)
 from af_pipeline.schema import IMAGES
 
 SUFFIXES = (".parquet", ".csv")
@@ -19,7 +27,14 @@ ID_COLUMN = "image_id"
 
 _BATCH_ROWS = 50_000
 _READ_BYTES = 4 << 20  # of one read of a remote file
-_SECRET = r"://[^/?#]*@"
+_MAY_HOLD_SECRET = r"://[^/?#]*[@:]"
+# Queries as `redact` knows them, any of HTTP's and name=value of others; a part of a tar stays.
+_QUERY = (
+    r"(?is)^(?:([^?]*https?://[^?]*)\?.*?|([^?]*://[^?]*)\?[^/=]*=.*?)"
+    r"(#offset=\d+&size=\d+)?$"
+)
+_TAKEN = {name.casefold() for name in (ID_COLUMN, "uri", "file_row_number", *IMAGES.names)}
+_HELP = "rename or drop them"
 
 
 @dataclass(frozen=True)
@@ -36,9 +51,9 @@ def read_uri_tables(
 ) -> Iterator[pa.Table]:
     """The rows of Parquet or CSV files in order: image_id, uri and all other columns as they are.
 
-    Without a column of the default name ``image_id`` the URI itself is the id. Relative URIs are
-    below ``columns.images``, else below the file's folder. Whether ids are unique is checked
-    where the tables are written.
+    Without a column of the default name ``image_id`` the URI itself is the id, without its query,
+    which may be a signature. Relative URIs are below ``columns.images``, else below the file's
+    folder. Whether ids are unique is checked where the tables are written.
 
     Raises:
         SourceError: a file is missing or broken, lacks a column, has another schema than the
@@ -112,13 +127,10 @@ def _normalised(table: pa.Table, file: str, start: int, folder: str, columns: Co
     _check_columns(table.schema.names, file, columns)
     uri = _text(table, columns.uri, file, start)
     has_id = columns.image_id in table.schema.names
-    image_id = _text(table, columns.image_id, file, start) if has_id else uri
-    secret = pc.index(pc.match_substring_regex(uri, _SECRET), True).as_py()
-    if secret >= 0:
-        raise SourceError(f"{redact(file)} row {start + secret} has a URI with a user or a secret")
-    absolute = pc.or_(pc.starts_with(uri, "/"), pc.match_substring(uri, "://"))
+    image_id = _text(table, columns.image_id, file, start) if has_id else _ids(uri, folder)
+    _check_secrets(uri, file, start)
     below = f"{folder.rstrip('/')}/"
-    uri = pc.if_else(absolute, uri, pc.binary_join_element_wise(below, uri, ""))
+    uri = pc.if_else(_absolute(uri), uri, pc.binary_join_element_wise(below, uri, ""))
     extras = [n for n in table.schema.names if n not in (columns.image_id, columns.uri)]
     fields = [pa.field(ID_COLUMN, pa.string()), pa.field("uri", pa.string())]
     schema = pa.schema([*fields, *(table.schema.field(name) for name in extras)])
@@ -129,7 +141,7 @@ def _check_columns(names: list[str], file: str, columns: Columns) -> None:
     place = redact(file)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise SourceError(f"{place} has several columns named {twice[0]!r}: rename them")
+        raise SourceError(f"{place} has several columns named {twice[0]!r}: rename or drop them")
     missing = [columns.uri] if columns.uri not in names else []
     if columns.image_id not in names and columns.image_id != ID_COLUMN:
         missing.append(columns.image_id)
@@ -138,14 +150,42 @@ def _check_columns(names: list[str], file: str, columns: Columns) -> None:
             f"{place} has no column {missing[0]!r}, only {', '.join(names) or 'none'}: name the "
             "columns of ids and URIs with source.id_column and source.uri_column"
         )
-    taken = {ID_COLUMN, "uri", *IMAGES.names}
-    extras = set(names) - {columns.image_id, columns.uri}
-    clash = [name for name in names if name in extras & taken]
-    if clash:
+    extras = [name for name in names if name not in (columns.image_id, columns.uri)]
+    if "" in extras:
         raise SourceError(
-            f"{place} has columns that the output has too: {', '.join(clash)}; rename them, or "
-            "leave them out"
+            f"{place}: column {names.index('')}, counted from 0, has no name: rename or drop it"
         )
+    # What reads the list later does not tell upper from lower case.
+    clash = [name for name in extras if name.casefold() in _TAKEN]
+    if clash:
+        raise SourceError(f"{place} has columns whose names are taken: {', '.join(clash)}; {_HELP}")
+    folded = [name.casefold() for name in extras]
+    alike = [n for n, key in zip(extras, folded, strict=True) if folded.count(key) > 1]
+    if alike:
+        raise SourceError(
+            f"{place} has columns that differ only in case: {', '.join(alike)}; {_HELP}"
+        )
+
+
+def _check_secrets(uri: pa.ChunkedArray, file: str, start: int) -> None:
+    """Few rows are looked at one by one."""
+    maybe = pc.indices_nonzero(pc.match_substring_regex(uri, _MAY_HOLD_SECRET))
+    for row, text in zip(maybe.to_pylist(), uri.take(maybe).to_pylist(), strict=True):
+        if holds_secret(text):
+            raise SourceError(f"{redact(file)} row {start + row} has a URI with a user or a secret")
+
+
+def _absolute(uri: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.or_(pc.starts_with(uri, "/"), pc.match_substring(uri, "://"))
+
+
+def _ids(uri: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
+    """The URIs without queries; a local file may have a name that looks like one."""
+    scheme = f"{folder.partition('://')[0]}://" if "://" in folder else ""
+    below = pc.if_else(_absolute(uri), "", scheme)
+    whole = pc.binary_join_element_wise(below, uri, "")
+    bare = pc.replace_substring_regex(whole, _QUERY, r"\1\2\3")
+    return pc.if_else(_absolute(uri), bare, pc.utf8_slice_codeunits(bare, len(scheme)))
 
 
 def _text(table: pa.Table, name: str, file: str, start: int) -> pa.ChunkedArray:

@@ -61,13 +61,13 @@ class Outcome:
 
 
 def write_run(
-    config: IndexConfig, folder: RunFolder, outcome: Outcome, identity: dict[str, Any], run_id: str
+    config: IndexConfig, folder: RunFolder, outcome: Outcome, identity: dict[str, Any]
 ) -> None:
     """Write run.json, the last file of a run."""
     folder.write_json(
         RUN_FILE,
         {
-            "run_id": run_id,
+            "run_id": folder.run_id,
             "config": dump_config(config),
             "config_hash": config_hash(config, NOT_IDENTITY),
             "checkpoint_hash": identity["detector"],

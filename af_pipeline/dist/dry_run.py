@@ -99,10 +99,11 @@ def estimate_seconds(
 
 def describe(config: IndexConfig, plan: Plan, pools: Sequence[PoolPlan], images: int) -> list[str]:
     """Source, scales, lanes and pools, a line each."""
+    plan_name = "fused" if config.is_fused else "staged"
     lines = [
         f"source      {images} images: {config.source.uri}",
         f"output      {config.output.uri or '(none given)'}; nothing is written now",
-        f"plan        {config.mode}, {config.plan}, {config.ray.rows_per_block} images a block",
+        f"plan        {config.mode}, {plan_name}, {config.ray.rows_per_block} images a block",
     ]
     lines += [f"scale {i}     {_scale(scale)}" for i, scale in enumerate(plan.scales)]
     lines += [f"pool        {_pool(pool, plan)}" for pool in pools]
@@ -179,5 +180,5 @@ def _duration(seconds: float) -> str:
 def _actors(config: IndexConfig) -> str:
     count = sum(pool.actor_range[1] for pool in config.ray.pools)
     return f"{count} actor{'s' * (count > 1)} " + (
-        "in one pool" if config.plan == "fused" else "per scale"
+        "in one pool" if config.is_fused else "per scale"
     )

@@ -18,14 +18,29 @@ import ray
 import ray.data
 from pyarrow import fs
 from ray.data import ActorPoolStrategy, DataContext, Dataset, SaveMode
+from ray.data.datasource import FilenameProvider
 
 from af_pipeline.dist.pools import PoolPlan, stage_plan
+from af_pipeline.dist.sink import RunFolder
 from af_pipeline.dist.stacking_stage import STACK, StackStage, stage_class
 from af_pipeline.dist.stages import CoarseStage, DetectStage, FusedStage, StageSettings
 from af_pipeline.settings import IndexConfig
 
+CPUS_PER_WRITER = 8
 STACKED_BY_ONE = 8  # detecting actors that one stacking actor keeps up with
 FAULTS: dict[str, Any] = {"max_task_retries": 1, "max_restarts": -1}
+
+
+class PartNames(FilenameProvider):
+    """Names of the parts of rows/: the run they belong to comes first."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(file_format="parquet")
+        self.run_id = run_id
+
+    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
+        """As Ray asks; a task that is tried again writes the same file."""
+        return f"{self.run_id}_{write_uuid}_{task_index:06}.parquet"
 
 
 def set_context(config: IndexConfig, tolerate_lost_blocks: bool) -> None:
@@ -34,6 +49,7 @@ def set_context(config: IndexConfig, tolerate_lost_blocks: bool) -> None:
     context.target_max_block_size = None
     context.wait_for_min_actors_s = config.ray.wait_for_actors_s
     context.max_errored_blocks = -1 if tolerate_lost_blocks else 0
+    context.execution_no_progress_timeout_s = -1  # nodes of a growing cluster may take hours
     context.enable_progress_bars = False  # the run shows its own, with images and errors
     context.print_on_execution_start = False
     # Failures are raised or, for lost blocks, told by the run itself; a record of one would hold
@@ -61,13 +77,17 @@ def build_graph(
     cpus = config.ray.task_cpus
     rows_per_block = 1 if alone else config.ray.rows_per_block
     in_flight = 1 if alone else None
-    rows = ray.data.read_parquet(list(parts), filesystem=filesystem, num_cpus=cpus)
+    settings = replace(settings, alone=alone)
+    rows = ray.data.read_parquet(
+        list(parts), filesystem=filesystem, partitioning=None, num_cpus=cpus
+    )
     rows = rows.repartition(target_num_rows_per_block=rows_per_block)
+    uses_gpus = any(planned.route.pool.num_gpus for planned in pools)
     for planned in pools:
         low, high = planned.route.pool.actor_range
         rows = rows.map_batches(
             stage_class(_base(planned), planned.route.name),
-            fn_constructor_args=(_own(settings, planned),),
+            fn_constructor_args=(_own(settings, planned, uses_gpus),),
             batch_format="pyarrow",
             batch_size=rows_per_block,
             compute=ActorPoolStrategy(
@@ -78,7 +98,7 @@ def build_graph(
         )
     return rows.map_batches(
         stage_class(StackStage, STACK),
-        fn_constructor_args=(settings.plan, settings.counter),
+        fn_constructor_args=(settings.plan, settings.counter, alone),
         batch_format="pyarrow",
         batch_size=None,
         compute=ActorPoolStrategy(min_size=1, max_size=max(1, _actors(pools) // STACKED_BY_ONE)),
@@ -98,10 +118,14 @@ def _base(planned: PoolPlan) -> type:
     return CoarseStage if planned.route.scale == 0 else DetectStage
 
 
-def _own(settings: StageSettings, planned: PoolPlan) -> StageSettings:
-    route = planned.route
+def _own(settings: StageSettings, planned: PoolPlan, uses_gpus: bool) -> StageSettings:
+    route, detector = planned.route, settings.detector
+    if uses_gpus and not route.pool.num_gpus:
+        # Else it would take the first card of its node, which Ray has given to others.
+        detector = replace(detector, options=detector.options | {"device": "cpu"})
     return replace(
         settings,
+        detector=detector,
         plan=stage_plan(settings.plan, route.pool),
         name=route.name,
         scale=route.scale,
@@ -115,15 +139,19 @@ def _actors(pools: Sequence[PoolPlan]) -> int:
     return sum(planned.route.pool.actor_range[1] for planned in pools)
 
 
-def run_graph(
-    rows: Dataset, target: str, filesystem: fs.FileSystem, images_per_file: int, task_cpus: float
-) -> None:
-    """Execute the graph into ``target``/*.parquet."""
+def run_graph(rows: Dataset, folder: RunFolder, images_per_file: int, task_cpus: float) -> None:
+    """Execute the graph into rows/*.parquet of ``folder``.
+
+    Few write at a time: a burst would start a process of 110 MB for each of its tasks.
+    """
+    writers = max(2, int(ray.cluster_resources().get("CPU", 0)) // CPUS_PER_WRITER)
     rows.write_parquet(
-        target,
-        filesystem=filesystem,
+        folder.path("rows"),
+        filesystem=folder.arrow,
+        filename_provider=PartNames(folder.run_id),
         try_create_dir=False,
         mode=SaveMode.APPEND,
         min_rows_per_file=images_per_file,
+        concurrency=writers,
         ray_remote_args={"num_cpus": task_cpus},
     )

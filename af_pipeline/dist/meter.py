@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
@@ -46,17 +47,23 @@ class MeteredPredictor:
 
 
 class StageMeter:
-    """One actor's side of the account: ``counter`` None counts nowhere."""
+    """One actor's side of the account: ``counter`` None counts nowhere.
 
-    def __init__(self, stage: str, counter: Any) -> None:
-        self.stage, self.counter = stage, counter
+    ``alone``: each image is also told before it is begun, to know which one kills.
+    """
+
+    def __init__(self, stage: str, counter: Any, alone: bool = False) -> None:
+        self.stage, self.counter, self.alone = stage, counter, alone
         self.idle_since = time.perf_counter()
 
-    def begin(self, images: int) -> None:
+    def begin(self, block: pa.Table) -> None:
         """A block has come in."""
         self.began = time.perf_counter()
+        self.ids = block["image_id"].to_pylist()
         if self.counter is not None:
-            self.counter.took.remote(self.stage, images, self.began - self.idle_since)
+            self.counter.took.remote(self.stage, len(self.ids), self.began - self.idle_since)
+            if self.alone:  # waited for: this process may not live to tell it later
+                ray.get(self.counter.begun.remote(self.stage, self.ids))
 
     def end(self, images: int, sums: dict[str, float]) -> None:
         """It is done; ``sums`` as of `MeteredPredictor.take`."""
@@ -64,6 +71,8 @@ class StageMeter:
         if self.counter is not None:
             busy = {"busy_s": self.idle_since - self.began}
             self.counter.did.remote(self.stage, images, sums | busy)
+            if self.alone:
+                self.counter.ended.remote(self.stage, self.ids)
 
 
 @dataclass
@@ -92,6 +101,7 @@ class Counter:
         self.counts = (0, 0, 0)
         self.stages = {name: StageSums() for name in stages}
         self.order = list(stages)
+        self.open: dict[tuple[str, str], int] = {}
 
     def add(self, images: int, errors: int, detections: int) -> None:
         """Count a finished block."""
@@ -120,6 +130,20 @@ class Counter:
         found.images += images
         for name, value in sums.items():
             found.sums[name] = found.sums.get(name, 0.0) + value
+
+    def begun(self, stage: str, ids: Sequence[str]) -> None:
+        """A stage is about to look at these images."""
+        for image in ids:
+            self.open[stage, image] = self.open.get((stage, image), 0) + 1
+
+    def ended(self, stage: str, ids: Sequence[str]) -> None:
+        """It has survived them."""
+        for image in ids:
+            self.open.pop((stage, image), None)
+
+    def accused(self) -> list[str]:
+        """Images that one stage has begun more than once and never ended."""
+        return sorted({image for (_, image), times in self.open.items() if times > 1})
 
     def report(self) -> list[dict[str, Any]]:
         """A record per stage, see `stage_record`."""

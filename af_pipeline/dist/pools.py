@@ -57,8 +57,8 @@ def routes_of(config: IndexConfig, plan: Plan) -> list[Route]:
     Raises ValueError where a chip would have no pool or two.
     """
     pools = config.ray.pools
-    if config.plan == "fused":
-        if len(pools) > 1 or pools[0].max_side is not None or pools[0].scales is not None:
+    if config.is_fused:
+        if not config.ray.pools_are_one:
             raise ValueError(
                 "plan=fused runs the whole cascade in one pool: give one entry of ray.pools, "
                 "without scales and max_side, or use plan=staged"

@@ -83,9 +83,13 @@ class TableWriter:
 
 
 def publish(
-    folder: RunFolder, class_names: Sequence[str], run_id: str, chips: bool, manifest: Path
+    folder: RunFolder,
+    parts: Sequence[str],
+    class_names: Sequence[str],
+    chips: bool,
+    manifest: Path,
 ) -> Totals:
-    """Derive detections/, images/ and chips/ from rows/; returns the run's totals.
+    """Derive detections/, images/ and chips/ from these parts of rows/; the run's totals.
 
     Columns of ``manifest`` beyond image_id and uri are carried into images/.
     """
@@ -103,10 +107,10 @@ def publish(
         plain = TableWriter(images, "images", IMAGES, stamp)
         writers = [writer for writer in (detections, found, plain) if writer is not None]
         since = 0
-        for rows in folder.read_rows():
+        for rows in folder.read_rows(parts):
             _add_totals(totals, rows)
             detections.write(detections_table(rows, class_names))
-            plain.write(images_table(rows, run_id))
+            plain.write(images_table(rows, folder.run_id))
             if found is not None:
                 found.write(chips_table(rows))
             since += len(rows)

@@ -24,6 +24,8 @@ def ray_session(address: str | None, dashboard: bool = False) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it doubles every printed line
+    # By default the control store keeps records of 100,000 tasks, 9 KB each.
+    os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "1000")
     # Ray 2.60 announces this default with a warning on every start otherwise.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray 2.60 announces that a cluster of its own takes only callers with its token.

@@ -7,6 +7,7 @@ rows/ is the truth: one row an image, written by the graph. The flat tables are 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,7 +24,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
 from af_pipeline.config import tree_differences
-from af_pipeline.data.storage import LOCAL, Storage, filesystem, is_local, reading_error
+from af_pipeline.data.storage import (
+    LOCAL,
+    SourceError,
+    Storage,
+    filesystem,
+    is_local,
+    reading_error,
+)
 from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
 
 ROWS_PER_BATCH = 2_000  # images held in memory while publishing
@@ -42,24 +51,40 @@ def reaching(uri: str) -> Iterator[None]:
     """Turn what a storage driver raises into one line; credentials in it are blotted out."""
     try:
         yield
+    except SourceError:
+        raise  # it names its own place
+    except duckdb.Error as error:
+        detail = " ".join(str(error).split())
+        raise OutputError(f"comparing ids on this machine's disk failed: {detail}") from error
     except (OSError, BotoCoreError, ClientError) as error:
         raise OutputError(f"output: {reading_error(uri, error)}") from error
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Files of one run. ``system``: fsspec; ``root``: the directory as it knows it."""
+    """Files of one run. ``system``: fsspec; ``root``: the directory as it knows it.
+
+    ``run_id`` is how the names of its parts of rows/ begin: a worker that outlives its driver may
+    write there when another run has taken the folder.
+    """
 
     uri: str
     system: Any
     root: str
+    run_id: str = ""
 
     @classmethod
-    def at(cls, uri: str, storage: Storage = LOCAL) -> RunFolder:
-        """The folder that ``output.uri`` names; it need not exist. Raises SourceError."""
+    def at(cls, uri: str, storage: Storage = LOCAL, run_id: str = "") -> RunFolder:
+        """The folder that ``output.uri`` names; it need not exist.
+
+        Raises SourceError or OutputError for a place that cannot be one.
+        """
         system, root = filesystem(uri, storage)
-        shown = root if is_local(system) else uri.rstrip("/")
-        return cls(shown, system, root.rstrip("/"))
+        if is_local(system):
+            return cls(root, system, root.rstrip("/"), run_id)
+        if any(sign in uri for sign in "*?["):  # removing would take them for patterns
+            raise OutputError(f"{uri} holds one of * ? [: choose another output.uri")
+        return cls(uri.rstrip("/"), system, root.rstrip("/"), run_id)
 
     @property
     def arrow(self) -> fs.FileSystem:
@@ -83,7 +108,9 @@ class RunFolder:
             listed = self.system.ls(self.root, detail=False)
         except FileNotFoundError:
             return True
-        return all(str(path).endswith(f"/{PLAN_FILE}{PARTIAL}") for path in listed)
+        # What "create folder" in a console of S3 leaves is a file of the folder's own name.
+        left = {str(path).rstrip("/") for path in listed} - {self.root}
+        return left <= {self.path(f"{PLAN_FILE}{PARTIAL}")}
 
     def read_json(self, name: str) -> Any:
         """Content of a JSON file of the run."""
@@ -107,7 +134,9 @@ class RunFolder:
     def write_file(self, name: str, path: Path) -> None:
         """Copy a local file here so that it is whole or not there."""
         if is_local(self.system):
-            self.write_bytes(name, path.read_bytes())
+            partial = Path(f"{self.path(name)}{PARTIAL}")
+            shutil.copyfile(path, partial)
+            partial.replace(self.path(name))
         else:
             self.system.put_file(str(path), self.path(name))
 
@@ -128,20 +157,27 @@ class RunFolder:
 
     def remove(self, name: str) -> None:
         """Remove a file or directory of the run, if it is there."""
+        path = self.path(name)
+        if is_local(self.system):
+            if Path(path).is_dir():
+                shutil.rmtree(path)
+            Path(path).unlink(missing_ok=True)
+            return
         with suppress(FileNotFoundError):
-            self.system.rm(self.path(name), recursive=True)
+            self.system.rm(path, recursive=True)
 
     # What is in it
 
     def check(self, identity: dict[str, Any], on_conflict: str = "refuse") -> None:
         """Raise OutputError if another run or other files are here and are to stay."""
-        if not self.exists(PLAN_FILE):
-            if not self.is_empty():
+        plan = self.read_json(PLAN_FILE) if self.exists(PLAN_FILE) else {}
+        if plan.get("job") != identity["job"]:
+            if plan or not self.is_empty():
                 raise OutputError(
                     f"{self.uri} is not empty and holds no run: choose an empty output.uri"
                 )
             return
-        changes = tree_differences(self.read_json(PLAN_FILE), identity)
+        changes = tree_differences(plan, identity)
         if changes and on_conflict == "refuse":
             raise OutputError(
                 f"{self.uri} holds a run with another configuration ({'; '.join(changes[:5])}): "
@@ -181,41 +217,51 @@ class RunFolder:
 
         A part that a kill left unreadable is removed.
         """
+        paths = self.parts("rows")
         with ThreadPoolExecutor(READERS) as pool:
-            paths = self.parts("rows")
-            for path, found in zip(paths, pool.map(self._ids_of, paths), strict=True):
-                if found is None:
-                    self.system.rm_file(path)
-                else:
-                    yield path, found
+            for start in range(0, len(paths), READERS):  # no more ids in memory than these
+                some = paths[start : start + READERS]
+                for path, found in zip(some, pool.map(self._ids_of, some), strict=True):
+                    if found is None:
+                        self.system.rm_file(path)
+                    else:
+                        yield path, found
 
     def _ids_of(self, path: str) -> pa.Table | None:
+        if not path.startswith(self.path("rows", self.run_id)):
+            return None  # another run's, written late
         try:
-            table = pq.read_table(path, columns=["image_id", "error"], filesystem=self.arrow)
-        except (pa.ArrowInvalid, OSError):
-            # On a file system a kill leaves files cut short; an upload is whole or not there.
-            if is_local(self.system):
-                return None
-            raise
+            table = self._read(path, ["image_id", "error"])
+        except pa.ArrowInvalid:  # cut short; what cannot be read at the moment is an OSError
+            return None
         failed = pc.not_equal(table["error"], "")
         return pa.table({"image_id": table["image_id"], "failed": failed})
 
+    def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        with self.arrow.open_input_file(path) as file:
+            return pq.ParquetFile(file).read(columns)
+
     def keep_rows(self, path: str, keep: pa.Array) -> None:
         """Rewrite a part of rows/ with those rows only where ``keep`` (bool) holds."""
-        table = pq.read_table(path, filesystem=self.arrow).filter(keep)
+        table = self._read(path).filter(keep)
         if table.num_rows:
             self.write_table(path[len(self.root) + 1 :], table)
         else:
             self.system.rm_file(path)
 
+    def row_count(self, path: str) -> int:
+        """Rows of a part."""
+        with self.arrow.open_input_file(path) as file:
+            return int(pq.ParquetFile(file).metadata.num_rows)
+
     def append_rows(self, rows: Sequence[ImageRow]) -> None:
         """Add a part to rows/, complete or not at all."""
-        name = f"rows/lost-{time.time_ns()}.parquet"
+        name = f"rows/{self.run_id}_lost-{time.time_ns()}.parquet"
         self.write_table(name, rows_to_table(rows, stored=True))
 
-    def read_rows(self) -> Iterator[list[ImageRow]]:
-        """All rows, some thousand at a time, parts in the order of their names."""
-        for path in self.parts("rows"):
+    def read_rows(self, parts: Sequence[str]) -> Iterator[list[ImageRow]]:
+        """All rows of these parts of rows/, some thousand at a time."""
+        for path in parts:
             with self.arrow.open_input_file(path) as file:
                 for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_BATCH):
                     yield table_to_rows(pa.Table.from_batches([batch]))

@@ -23,13 +23,13 @@ def fail(row: ImageRow, message: str) -> None:
 class StackStage:
     """Focus stacking and the stored form of the rows; counts where there is a counter."""
 
-    def __init__(self, plan: Plan, counter: Any = None) -> None:
+    def __init__(self, plan: Plan, counter: Any = None, alone: bool = False) -> None:
         self.plan, self.counter = plan, counter
-        self.meter = StageMeter(STACK, counter)
+        self.meter = StageMeter(STACK, counter, alone)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `ROW` in, of `STORED_ROW` out."""
-        self.meter.begin(table.num_rows)
+        self.meter.begin(table)
         rows = table_to_rows(table)
         for row in rows:
             if row.error:

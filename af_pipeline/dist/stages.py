@@ -47,7 +47,8 @@ class StageSettings:
     """What a detecting stage needs; travels to the actors.
 
     ``scale`` and ``lanes``: the chips it looks at, None: all; ``last``: no later stage looks at
-    this scale; ``counter``: a `meter.Counter`, None counts nowhere.
+    this scale; ``counter``: a `meter.Counter`, None counts nowhere; ``alone``: one
+    image a block, and which are begun is told.
     """
 
     plan: Plan
@@ -60,6 +61,7 @@ class StageSettings:
     last: bool = True
     threads: int = 1
     counter: Any = None
+    alone: bool = False
 
 
 class DetectStage:
@@ -71,11 +73,11 @@ class DetectStage:
         detector = settings.detector
         predict = detector.loader(settings.threads, **detector.options)
         self.predict = MeteredPredictor(predict, settings.plan.batch_pixels)
-        self.meter = StageMeter(settings.name, settings.counter)
+        self.meter = StageMeter(settings.name, settings.counter, settings.alone)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `ROW` in and out, same rows in the same order."""
-        self.meter.begin(table.num_rows)
+        self.meter.begin(table)
         rows = table_to_rows(table)
         scale = self.settings.scale or 0
         sizes = [0 if row.error else pending_pixels(row, scale, self.plan) for row in rows]
@@ -110,7 +112,7 @@ class CoarseStage(DetectStage):
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `MANIFEST` in, of `ROW` out."""
-        self.meter.begin(table.num_rows)
+        self.meter.begin(table)
         pairs = zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True)
         rows = [ImageRow(image_id, uri) for image_id, uri in pairs]
         for group in self._decoded_groups(rows):
@@ -135,9 +137,6 @@ class CoarseStage(DetectStage):
             data = read_bytes(row.uri, self.settings.storage)
         except SourceError as error:
             fail(row, str(error))
-            return None
-        except Exception as error:
-            fail(row, f"cannot read {row.uri}: {error!r}")
             return None
         row.bytes = len(data)
         return data

@@ -6,6 +6,7 @@ where memory is short.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,23 +84,31 @@ def _drop_copies(folder: RunFolder, done: Path, connection: duckdb.DuckDBPyConne
         connection.execute(f"SELECT part, min(file_row_number) FROM {ids} GROUP BY part").fetchall()
     )
     for part, rows in copies:
-        count = pq.read_metadata(part, filesystem=folder.arrow).num_rows
+        count = folder.row_count(part)
         double = {row - starts[part] for row in rows}
         folder.keep_rows(part, pa.array([row not in double for row in range(count)]))
 
 
 def write_todo(folder: RunFolder, manifest: Path, done: Path, scratch: Path) -> Todo:
     """Write the images of ``manifest`` that are not in ``done`` to the run's folder, in order."""
-    folder.remove("todo")
-    folder.make_directory("todo")
     parts: list[str] = []
     images = 0
     for table in left_to_do(manifest, done, scratch):
-        name = f"todo/part-{len(parts):05d}.parquet"
+        # Names that no other start uses: its graph may still be reading its own.
+        name = f"todo/{time.time_ns():x}-{len(parts):05d}.parquet"
         folder.write_table(name, table)
         parts.append(folder.path(name))
         images += table.num_rows
     return Todo(parts, images)
+
+
+def parts_of(folder: RunFolder, done: Path) -> list[str]:
+    """The parts of rows/ that a list of `settle` was made from, by name.
+
+    Those that held nothing but second rows are gone.
+    """
+    settled = set(pq.read_table(done, columns=["part"])["part"].unique().to_pylist())
+    return [part for part in folder.parts("rows") if part in settled]
 
 
 def left_to_do(manifest: Path, done: Path, scratch: Path) -> Iterator[pa.Table]:

@@ -10,6 +10,8 @@ import pytest
 
 from af_pipeline.data.annotations import AnnotationError
 from af_pipeline.data.coco import load_coco
+from af_pipeline.data.sources import list_coco
+from af_pipeline.data.storage import SourceError
 from tests.realdata import real_data
 
 
@@ -228,3 +230,25 @@ def test_real_files(folder: str, name: str, images: int, boxes: int, classes: in
         x1, y1, x2, y2 = image.boxes.T
         assert ((x1 >= 0) & (x1 < x2) & (x2 <= image.width)).all()
         assert ((y1 >= 0) & (y1 < y2) & (y2 <= image.height)).all()
+
+
+@pytest.mark.parametrize("name", ["https://u:geheim@h/x.jpg", "s3://AKIA:gehe/im@b/x.jpg"])
+def test_file_names_with_secrets_are_refused(tmp_path: Path, name: str) -> None:
+    content = document()
+    content["images"][0]["file_name"] = name
+    text = message(tmp_path, content)
+    assert "image 10 has a file_name with a user or a secret" in text
+    with pytest.raises(SourceError, match=r"images\[0\] has a file_name with a user") as caught:
+        list_coco(str(tmp_path / "x.json"))
+    assert "gehe" not in text + str(caught.value)
+
+
+def test_names_used_twice_are_shown_without_signatures(tmp_path: Path) -> None:
+    content = document()
+    for entry in content["images"]:
+        entry["file_name"] = "https://h/x.jpg?sig=geheim"
+    text = message(tmp_path, content)
+    with pytest.raises(SourceError, match="twice") as caught:
+        list_coco(str(tmp_path / "x.json"))
+    assert "https://h/x.jpg?..." in text
+    assert "geheim" not in text + str(caught.value)

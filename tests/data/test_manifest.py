@@ -114,3 +114,10 @@ def test_a_name_that_is_not_unicode(tmp_path: Path) -> None:
 def test_row_groups_must_hold_a_row(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rows must be at least 1"):
         write_manifest([], tmp_path / "m.parquet", 0)
+
+
+def test_twins_are_named_without_secrets(tmp_path: Path) -> None:
+    images = [SourceImage("https://u:geheim@h/x.jpg?sig=geheim", "x")] * 2
+    with pytest.raises(SourceError, match="more than once") as caught:
+        write_manifest(images, tmp_path / "m.parquet")
+    assert "geheim" not in str(caught.value)

@@ -10,6 +10,7 @@ import pytest
 from af_pipeline.data.listing import list_images
 from af_pipeline.data.manifest import SourceImage
 from af_pipeline.data.storage import Storage
+from af_pipeline.data.walk import Listing
 from tests.data.s3_server import endless_s3
 
 MB = 1e6
@@ -74,3 +75,21 @@ def test_folders_hold_the_names_of_one(tmp_path: Path) -> None:
     small = peak(lambda: list_images(few), 2_000)
     assert peak(lambda: list_images(many), 20_000) < small + 0.1 * MB
     assert peak(lambda: list_images(flat), 20_000) < small + 20_000 * 150
+
+
+def test_names_of_cameras_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """_DSC0001.JPG is no marker of Spark's: a .csv beside such images lists nothing."""
+    for name in ("_DSC0001.JPG", "_DSC0002.JPG", "notes.csv"):
+        (tmp_path / name).touch()
+    ids = [image.image_id for image in list_images(str(tmp_path))]
+    assert ids == ["_DSC0001.JPG", "_DSC0002.JPG"]
+    taken: list[int] = []
+
+    def names() -> Iterator[str]:
+        for number in range(1000):
+            taken.append(number)
+            yield f"_DSC{number:04d}.JPG"
+
+    monkeypatch.setattr("af_pipeline.data.listing.list_files", lambda *a: Listing("/x", names()))
+    next(list_images("/x"))
+    assert len(taken) == 1

@@ -120,8 +120,19 @@ def test_parts_must_be_alike(tmp_path: Path) -> None:
         ({"uri": ["a"], "image_id": [""]}, "row 0, counted from 0, has no 'image_id'"),
         ({"uri": [1.5]}, "'uri' holds double, expected text"),
         ({"uri": ["a"], "image_id": [b"x"]}, "'image_id' holds binary"),
-        ({"uri": ["a"], "width": [1], "n": [1], "error": [1]}, "output has too: width, error;"),
+        ({"uri": ["a"], "width": [1], "n": [1], "error": [1]}, "names are taken: width, error;"),
         ({"uri": ["b", "s3://k:geheim@b/x"]}, "row 1 has a URI with a user or a secret"),
+        ({"uri": ["s3://b/x", "s3://AKIA:geheim/x@b/k.jpg"]}, "row 1 has a URI with a user"),
+        ({"uri": ["https://u:geheim@h/x"]}, "row 0 has a URI with a user or a secret"),
+        ({"uri": ["a"], "Error": [1]}, "names are taken: Error; rename or drop"),
+        ({"uri": ["a"], "URI": ["b"]}, "names are taken: URI; rename or drop"),
+        ({"uri": ["a"], "Image_ID": ["b"]}, "names are taken: Image_ID; rename or drop"),
+        (
+            {"uri": ["a"], "File_row_number": [1]},
+            "names are taken: File_row_number; rename or drop",
+        ),
+        ({"uri": ["a"], "gps": [1], "n": [1], "GPS": [2]}, "only in case: gps, GPS; rename or dr"),
+        ({"uri": ["a"], "": [1]}, "column 1, counted from 0, has no name: rename or drop it"),
         ({"uri": []}, "lists no image"),
     ],
 )
@@ -136,10 +147,10 @@ def test_refused_files(tmp_path: Path, columns: dict[str, list[Any]], message: s
 
 def test_all_output_columns_are_taken(tmp_path: Path) -> None:
     for name in set(IMAGES.names) - {"image_id", "uri"}:
-        with pytest.raises(SourceError, match=f"output has too: {name};"):
+        with pytest.raises(SourceError, match=f"names are taken: {name};"):
             read(save(tmp_path / "m.parquet", {"uri": ["a"], name: [1]}))
     uri = save(tmp_path / "m.parquet", {"key": ["a"], "uri": ["a"], "image_id": ["b"]})
-    with pytest.raises(SourceError, match="output has too: image_id;"):
+    with pytest.raises(SourceError, match="names are taken: image_id;"):
         read(uri, id_column="key")
     with pytest.raises(SourceError, match="no column 'gone'"):
         read(uri, id_column="gone")
@@ -197,3 +208,58 @@ def test_memory_is_that_of_some_batches(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert size >= 80e6
     assert most + python < 40e6
+
+
+SIGNED = "?X-Amz-Signature=geheim&X-Amz-Expires=9"
+
+
+def test_ids_hold_no_signature(tmp_path: Path) -> None:
+    member = "#offset=512&size=9"
+    uris = [
+        f"https://h/a.jpg{SIGNED}",
+        f"HTTPS://h/t.tar{SIGNED}{member}",
+        f"simplecache::https://h/b.jpg{SIGNED}#x",
+        f"abfs://c/d.jpg{SIGNED}",
+        "s3://b/k?.jpg",
+        "/data/a?b=c.jpg",
+        "e?b=c.jpg",
+    ]
+    uri = save(tmp_path / "m.parquet", {"uri": uris})
+    ids = [
+        "https://h/a.jpg",
+        f"HTTPS://h/t.tar{member}",
+        "simplecache::https://h/b.jpg",
+        "abfs://c/d.jpg",
+    ]
+    found = read(uri)
+    assert found["image_id"].to_pylist() == [*ids, *uris[4:]]
+    assert found["uri"].to_pylist() == [*uris[:6], f"{tmp_path}/{uris[6]}"]
+    found = read(save(tmp_path / "n.csv", {"uri": [f"x/ä.jpg{SIGNED}"]}), images="https://h/in")
+    assert found.to_pydict() == {
+        "image_id": ["x/ä.jpg"],
+        "uri": [f"https://h/in/x/ä.jpg{SIGNED}"],
+    }
+    given = {"uri": uris[:1], "image_id": uris[1:2]}
+    assert read(save(tmp_path / "o.parquet", given))["image_id"].to_pylist() == uris[1:2]
+
+
+def test_two_signatures_of_one_image_are_twins(tmp_path: Path) -> None:
+    uris = [f"https://h/a.jpg{SIGNED}", f"https://h/a.jpg{SIGNED}9"]
+    tables = list_tables(save(tmp_path / "m.parquet", {"uri": uris}))
+    with pytest.raises(SourceError, match=r"'https://h/a\.jpg' in rows 0 and 1"):
+        write_tables(tables, tmp_path / "out.parquet")
+
+
+def test_uris_that_only_look_like_secrets(tmp_path: Path) -> None:
+    uris = ["http://h:80/a@b:c.jpg", "s3://b/photo@2x.jpg", "x:y@z.jpg", "s3://b/a:b@c.jpg"]
+    assert read(save(tmp_path / "m.parquet", {"uri": uris})).num_rows == 4
+
+
+@pytest.mark.parametrize("place", ["s3://AKIA:gehe/im@b", "https://geheim@h"])
+def test_secrets_in_the_source_are_refused_at_once(tmp_path: Path, place: str) -> None:
+    """Names of braces are not looked for, so nothing else would stop them."""
+    uri = save(tmp_path / "m.parquet", {"uri": ["x.jpg"]})
+    for options in ({"uri": uri, "images": place}, {"uri": f"{place}/{{0..3}}.jpg"}):
+        with pytest.raises(SourceError, match="holds a user name or a secret") as caught:
+            list_tables(**options)
+        assert "gehe" not in str(caught.value)

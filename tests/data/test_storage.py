@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 
 from af_pipeline.data.storage import (
@@ -132,7 +133,8 @@ def test_an_outage_uses_up_no_budget(server: Server, storage: Storage, key: str)
     with ThreadPoolExecutor(8) as pool:
         errors = list(pool.map(lambda _: _error(f"s3://{key}", storage), range(80)))
     assert all(errors)
-    assert server.script.requests[key] == 80 * storage.attempts
+    # "standard" makes 180 of these 240. A client may lose a connection before it asks.
+    assert server.script.requests[key] > 0.9 * 80 * storage.attempts
 
 
 def _error(uri: str, storage: Storage) -> SourceError | None:
@@ -352,3 +354,29 @@ def test_unknown_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("af_pipeline.data.storage.filesystem", lambda *a: (system, "p"))
     with pytest.raises(SourceError, match="does not tell the size"):
         open_file("x://y")
+
+
+# s3fs
+
+
+def test_pickled_file_systems_try_once_too(server: Server, storage: Storage, key: str) -> None:
+    """As Ray Data sends them: rebuilt elsewhere, where s3fs would try 5 times."""
+    system, path = filesystem(f"s3://{key}", storage)
+    type(system).clear_instance_cache()
+    copy = pickle.loads(pickle.dumps(system))
+    assert copy is not system
+    assert copy.retries == system.retries == 1
+    assert copy.storage_options == system.storage_options
+    assert copy.storage_options["endpoint_url"] == server.url
+    server.script.fail(key, SLOW, always=True)
+    server.script.requests.clear()
+    with pytest.raises(OSError, match="Service Unavailable"):
+        copy.cat_file(path)
+    assert server.script.requests[key] == storage.attempts
+
+
+def test_s3fs_of_others_is_left_alone() -> None:
+    system, path = filesystem("S3://bucket/a::b.jpg?versionId=x", Storage(anonymous=True))
+    assert path == "bucket/a::b.jpg?versionId=x"
+    assert system.version_aware
+    assert type(fsspec.filesystem("s3", anon=True)).retries == 5

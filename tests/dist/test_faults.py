@@ -1,12 +1,17 @@
 """Images that kill the process that looks at them cost themselves and nothing else."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from af_pipeline.cascade import Prediction
 from af_pipeline.dist.account import Outcome
-from af_pipeline.dist.index import GraphError, index
+from af_pipeline.dist.index import index
+from af_pipeline.dist.passes import GraphError
 from af_pipeline.dist.stages import DetectorSource
 from tests.dist.planted import (
     CLASS_NAMES,
@@ -14,6 +19,7 @@ from tests.dist.planted import (
     LARGE,
     MIDDLE,
     SCENE,
+    FakeDetector,
     Planted,
     boxes_of,
     index_config,
@@ -84,3 +90,19 @@ def test_a_detector_that_cannot_start_is_one_line(tmp_path: Path) -> None:
     config = index_config(tmp_path / "images", tmp_path / "out", mode="whole")
     with pytest.raises(GraphError, match=r"out of memory on this card.*run the same command again"):
         index(config, broken)
+
+
+class Overflowing(FakeDetector):
+    """Answers what fits no row: a failure that is nobody's death and no image's fault."""
+
+    def predict(self, crop: NDArray[np.uint8]) -> Prediction:
+        return replace(super().predict(crop), padded=2**70)
+
+
+def test_what_is_no_death_is_told_and_blamed_on_no_image(tmp_path: Path) -> None:
+    save(tmp_path / "images/a.png", picture(1, SCENE))
+    broken = DetectorSource(Overflowing, {}, CLASS_NAMES, "fake-detector-0003")
+    config = index_config(tmp_path / "images", tmp_path / "out", mode="whole")
+    with pytest.raises(GraphError, match=r"the graph stopped: .*(OverflowError|too large)"):
+        index(config, broken)
+    assert not list((tmp_path / "out/rows").iterdir())

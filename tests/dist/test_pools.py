@@ -84,17 +84,17 @@ def test_cpus_are_shared_out() -> None:
     for cpus in (2, 4, 64):
         pools = planned(config(), CPU=cpus)
         assert [pool.route.name for pool in pools] == ["Detect[s0]", "Detect[s1]", "Detect[s2]"]
-        assert sum(pool.num_cpus for pool in pools) + 1.3 <= cpus
+        assert sum(pool.num_cpus for pool in pools) + 1.75 <= cpus
         assert all(0 < pool.num_cpus <= 1 and pool.threads >= 1 for pool in pools)
-    with pytest.raises(ValueError, match=r"needs 1\.30 CPUs or more, the cluster has 1"):
+    with pytest.raises(ValueError, match=r"needs 1\.75 CPUs or more, the cluster has 1"):
         planned(config(), CPU=1)
     greedy = config({"num_cpus": 1})
-    with pytest.raises(ValueError, match=r"needs 4\.30 .* the cluster has 4: lower ray\.pools"):
+    with pytest.raises(ValueError, match=r"needs 4\.75 .* the cluster has 4: lower ray\.pools"):
         planned(greedy, CPU=4)
     assert len(planned(greedy, CPU=5)) == 3
     # Pools that grow are laid out for their most, and asked for at their least.
     grown = planned(config({"actors": [1, 4]}), CPU=8)
-    assert sum(4 * pool.num_cpus for pool in grown) + 1.3 <= 8
+    assert sum(4 * pool.num_cpus for pool in grown) + 1.75 <= 8
 
 
 def test_resources_are_asked_for() -> None:

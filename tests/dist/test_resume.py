@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from af_pipeline.dist.account import Outcome
 from af_pipeline.dist.index import index
-from af_pipeline.dist.sink import OutputError
+from af_pipeline.dist.passes import Passes
+from af_pipeline.dist.sink import OutputError, RunFolder
 from af_pipeline.schema import ImageRow
 from af_pipeline.tables import chips_table, detections_table
 from tests.dist.planted import (
@@ -119,7 +121,7 @@ def test_unreadable_and_half_written_parts_are_done_again(
     broken = sorted((place.out / "rows").iterdir())[0]
     lost = {int(name[0]) for name in pq.read_table(broken)["image_id"].to_pylist()}
     broken.write_bytes(broken.read_bytes()[:100])
-    (place.out / "rows/never_finished.parquet").write_bytes(b"PAR1")
+    (place.out / f"rows/{broken.name}-never_finished.parquet").write_bytes(b"PAR1")
     shutil.rmtree(place.out / "images")
     (place.out / "publish.partial/detections").mkdir(parents=True)
     outcome, seen = place.run()
@@ -180,13 +182,31 @@ def test_an_image_written_twice_is_kept_once(tmp_path: Path) -> None:
     place.run(ray={"rows_per_block": 1})
     parts = sorted((place.out / "rows").iterdir())
     assert len(parts) == 3
-    shutil.copy(parts[0], place.out / "rows/late.parquet")
+    run_id = json.loads((place.out / "run.json").read_text())["run_id"]
+    assert all(part.name.startswith(f"{run_id}_") for part in parts)
+    shutil.copy(parts[0], place.out / f"rows/{run_id}_z.parquet")
     both = pa.concat_tables([pq.read_table(part) for part in parts[1:]])
-    pq.write_table(both, place.out / "rows/later.parquet")
+    pq.write_table(both, place.out / f"rows/{run_id}_zz.parquet")
+    # Of a run that had the folder before.
+    shutil.copy(parts[0], place.out / "rows/0123456789abcdef_late.parquet")
     parts[1].unlink()
     outcome, seen = place.run()
     assert (outcome.totals.images, outcome.skipped, seen) == (3, 3, set())
     place.check()
+
+
+def test_a_second_start_takes_over(tmp_path: Path) -> None:
+    """The first one stops at its next step instead of judging images by lists that are gone."""
+    place = Place(tmp_path)
+    place.add([1])
+    place.run()
+    storage = RunFolder.at(str(place.out))
+    config = index_config(place.images, place.out)
+    first = Passes(config, storage, place.out / "manifest.parquet", None, [], Console(quiet=True))
+    first.claim()
+    place.run()
+    with pytest.raises(OutputError, match="another start of this job has taken"):
+        first.check_owner()
 
 
 def test_failed_images_are_done_again_when_asked(tmp_path: Path) -> None:

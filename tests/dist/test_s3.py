@@ -124,7 +124,7 @@ def test_what_cannot_be_read_says_why(run: Outcome, place: Place, tmp_path: Path
     assert rows["id-gone.png"][0]["site"] == len("gone.png")
     (part,) = (tmp_path / "fetched/images").iterdir()
     assert pq.read_schema(part).field("site").type == pa.int16()
-    assert place.server.script.requests["photos/day/1.png"] == 1 + 3  # uploaded, then tried
+    assert place.server.script.requests["photos/day/1.png"] >= 1 + 3  # uploaded, then tried
 
 
 def test_a_rerun_reads_new_images_only(run: Outcome, place: Place, tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""The graph, run over what is not done yet until every image has its row."""
+
+from __future__ import annotations
+
+import gc
+import secrets
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+from ray.exceptions import RayError
+from rich.console import Console
+
+from af_pipeline.dist.causes import Causes, is_death, reason_in
+from af_pipeline.dist.graph import build_graph, run_graph, set_context, stage_names
+from af_pipeline.dist.pools import PoolPlan
+from af_pipeline.dist.progress import shown_progress
+from af_pipeline.dist.sink import OutputError, RunFolder
+from af_pipeline.dist.stacking_stage import fail
+from af_pipeline.dist.stages import StageSettings
+from af_pipeline.dist.todo import PART_ROWS, Todo, left_to_do, settle, write_todo
+from af_pipeline.schema import ImageRow
+from af_pipeline.settings import IndexConfig
+
+BLOCKS_PER_GRAPH = 20_000
+FEW = 64  # so many lost images are done one by one at once
+BARREN = 3  # passes in a row that may come to nothing: nodes die without fault of an image
+OWNER_FILE = "owner.json"
+STOPPED = "the graph stopped: {}; run the same command again to go on from here"
+DIED = "its worker process died each time it was tried (crash or out of memory)"
+
+
+class GraphError(RuntimeError):
+    """The graph stopped before its end; what is done is kept."""
+
+
+@dataclass
+class Passes:
+    """One start of a run. ``done``: the list of finished images after `execute`."""
+
+    config: IndexConfig
+    folder: RunFolder
+    manifest: Path
+    settings: StageSettings
+    pools: list[PoolPlan]
+    console: Console
+
+    def execute(self) -> tuple[int, list[dict[str, Any]]]:
+        """Returns how many images were done before, and the stages' account of the first pass.
+
+        A block whose process dies again and again, or whose node does, is given up by Ray; while
+        the cluster has not noticed that a node died, so are the blocks that come to its actors.
+        Such images run once more: together where they are many, then each alone, so that the
+        culprits are known, which become error rows, and no others. Raises GraphError where nothing
+        gets through, OutputError where another start has taken the folder.
+        """
+        self.claim()
+        listed = pq.read_metadata(self.manifest).num_rows
+        todo = self._todo(redo_errors=self.config.output.redo_errors)
+        skipped = listed - todo.images
+        if skipped:
+            self.console.print(f"resuming: {skipped} of {listed} images are done")
+        stages: list[dict[str, Any]] = []
+        barren = 0
+        for number in count():
+            if not todo.images:
+                break
+            alone = number > 1 or (number == 1 and todo.images <= FEW)
+            if number:
+                how = "one by one" if alone else "once more"
+                self.console.print(f"{todo.images} images were lost with their worker; {how} now")
+            before = todo.images
+            account, causes = self._pass(todo, alone)
+            stages = stages or account
+            todo = self._todo()
+            barren = barren + 1 if todo.images == before else 0
+            if barren and (causes.other or barren == BARREN):
+                raise GraphError(STOPPED.format(causes.other or causes.death))
+        self.folder.remove("todo")
+        return skipped, stages
+
+    def claim(self) -> None:
+        """Take the folder: an earlier start that still runs stops at its next `check_owner`."""
+        self.token = secrets.token_hex(8)
+        self.folder.write_json(OWNER_FILE, {"start": self.token})
+
+    def check_owner(self) -> None:
+        """Raise OutputError if another start has taken the folder since this one began."""
+        there = self.folder.exists(OWNER_FILE)
+        if not there or self.folder.read_json(OWNER_FILE).get("start") != self.token:
+            raise OutputError(
+                f"another start of this job has taken {self.folder.uri}: let it finish; stop the "
+                "one before starting another"
+            )
+
+    def release(self) -> None:
+        """Leave the folder."""
+        self.check_owner()
+        self.folder.remove(OWNER_FILE)
+
+    def _todo(self, redo_errors: bool = False) -> Todo:
+        self.check_owner()
+        scratch = self.manifest.parent
+        self.done = settle(self.folder, scratch, redo_errors)
+        return write_todo(self.folder, self.manifest, self.done, scratch)
+
+    def _pass(self, todo: Todo, alone: bool) -> tuple[list[dict[str, Any]], Causes]:
+        config, folder = self.config, self.folder
+        set_context(config, tolerate_lost_blocks=True)
+        per_file = 1 if alone else config.output.images_per_file or _images_per_file(todo.images)
+        with (
+            Causes() as causes,
+            shown_progress(todo.images, stage_names(self.pools), self.console) as counter,
+        ):
+            settings = replace(self.settings, counter=counter)
+            for parts in _rounds(todo.parts, 1 if alone else config.ray.rows_per_block):
+                graph = build_graph(config, parts, folder.arrow, settings, self.pools, alone)
+                try:
+                    run_graph(graph, folder, per_file, config.ray.task_cpus)
+                except RayError as error:
+                    # An actor that cannot start is no accident.
+                    if not is_death(error) or getattr(error, "actor_init_failed", False):
+                        raise GraphError(STOPPED.format(reason_in(str(error)))) from error
+                    causes.death = reason_in(str(error))
+                # The traceback of a lost block holds actors of the graph, and these the CPUs of
+                # the next.
+                del graph
+                gc.collect()
+            account: list[dict[str, Any]] = ray.get(counter.report.remote())
+            accused: list[str] = ray.get(counter.accused.remote()) if alone else []
+        if accused:
+            self._write_errors(set(accused))
+        return account, causes
+
+    def _write_errors(self, guilty: Collection[str]) -> None:
+        """Write error rows for those of ``guilty`` that are not done."""
+        self.check_owner()
+        scratch = self.manifest.parent
+        done = settle(self.folder, scratch)
+        for table in left_to_do(self.manifest, done, scratch):
+            pairs = zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True)
+            lost = [_lost_row(*pair) for pair in pairs if pair[0] in guilty]
+            if lost:
+                self.folder.append_rows(lost)
+
+
+def _rounds(parts: Sequence[str], rows_per_block: int) -> Iterator[Sequence[str]]:
+    """Parts of the list for one graph after the other: Ray keeps 12 KB a block while one runs."""
+    size = max(1, BLOCKS_PER_GRAPH * rows_per_block // PART_ROWS)
+    return (parts[start : start + size] for start in range(0, len(parts), size))
+
+
+def _images_per_file(images: int) -> int:
+    """Files of a long run by the thousand, not by the million; a short one loses little by a kill.
+
+    What a kill can cost is this many images per file that is being filled.
+    """
+    return min(1_024, max(1, images // 2_000))
+
+
+def _lost_row(image_id: str, uri: str) -> ImageRow:
+    row = ImageRow(image_id, uri)
+    fail(row, DIED)
+    return row
