@@ -56,7 +56,7 @@ def server(started: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 
 @pytest.fixture
 def storage(server: Server) -> Storage:
-    return Storage(server.url, attempts=3, timeout_s=0.4)
+    return Storage(server.url, attempts=3, timeout_s=2)
 
 
 @pytest.fixture
@@ -83,10 +83,10 @@ def key(server: Server, storage: Storage, request: pytest.FixtureRequest) -> str
         Fault(504, "GatewayTimeout"),
         Fault(429, "TooManyRequests"),
         Fault(drop=True),
-        Fault(wait_s=0.7),
+        Fault(wait_s=3),
         Fault(body_bytes=5000),
         Fault(body_bytes=0),
-        Fault(body_bytes=5000, stall_s=0.7),
+        Fault(body_bytes=5000, stall_s=3),
     ],
     ids=str,
 )
