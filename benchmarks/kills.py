@@ -1,6 +1,6 @@
 """Kill drivers, actors, worker processes and nodes of index runs; is every image there once?
 
-python benchmarks/kills.py [--kills 60] [--seed 0] [--output FILE.json]
+python -m benchmarks.kills [--kills 60] [--seed 0] [--output FILE.json]
 
 A campaign is one output folder. Its job is started, something is killed at a random moment of
 its progress, and so on; a killed driver is started again at once with the same command, all else

@@ -1,6 +1,6 @@
 """Lanes routed to unlike nodes, and a node that dies: same rows as one pool on one node?
 
-python benchmarks/two_nodes.py [--images 40] [--output FILE.json]
+python -m benchmarks.two_nodes [--images 40] [--output FILE.json]
 
 A head and two nodes on this machine: A has the resource lane_small, B lane_large; the pool of
 small chips asks for the first, that of all others for the second. The stand-in detector logs on

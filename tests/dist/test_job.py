@@ -117,3 +117,22 @@ def test_weights_that_do_not_fit_are_one_line(
     assert error.count("\n") == 1
     assert len(error) < 1000
     assert not np.any([path.name == "out" for path in tmp_path.iterdir()])
+
+
+def test_a_dry_run_says_what_would_be_done(
+    folder: Path, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(folder / "index.yaml"), "--dry-run"]
+    assert main([*arguments, "--set", f"output.uri={folder}/dry", "--set", "mode=pyramid"]) == 0
+    said = capsys.readouterr().out
+    assert "source      4 images" in said
+    assert "plan        pyramid, fused, 2 images a block" in said
+    assert "sample      4 images, 1 errors, 0.10 MP each" in said
+    assert "error       text.jpg: not an image" in said
+    # Three pictures of 400 x 240 px at factors 0.5, 1 and 2; tiles of the largest overlap.
+    assert "pool        Cascade: 1 actor, 4 threads" in said
+    assert "scale 0   1.0 chips, 0.02 MP an image" in said
+    assert "scale 1   1.0 chips, 0.10 MP an image" in said
+    assert "of the full pyramid's 0.50 MP" in said
+    assert "time        about" in said
+    assert not (folder / "dry").exists()
