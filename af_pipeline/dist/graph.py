@@ -43,12 +43,12 @@ class PartNames(FilenameProvider):
         return f"{self.run_id}_{write_uuid}_{task_index:06}.parquet"
 
 
-def set_context(config: IndexConfig, tolerate_lost_blocks: bool) -> None:
+def set_context(config: IndexConfig) -> None:
     """Ray Data settings of this driver for the graphs to come."""
     context = DataContext.get_current()
     context.target_max_block_size = None
     context.wait_for_min_actors_s = config.ray.wait_for_actors_s
-    context.max_errored_blocks = -1 if tolerate_lost_blocks else 0
+    context.max_errored_blocks = -1  # lost blocks run again
     context.execution_no_progress_timeout_s = -1  # nodes of a growing cluster may take hours
     context.enable_progress_bars = False  # the run shows its own, with images and errors
     context.print_on_execution_start = False

@@ -65,12 +65,12 @@ class StageMeter:
             if self.alone:  # waited for: this process may not live to tell it later
                 ray.get(self.counter.begun.remote(self.stage, self.ids))
 
-    def end(self, images: int, sums: dict[str, float]) -> None:
+    def end(self, sums: dict[str, float]) -> None:
         """It is done; ``sums`` as of `MeteredPredictor.take`."""
         self.idle_since = time.perf_counter()
         if self.counter is not None:
             busy = {"busy_s": self.idle_since - self.began}
-            self.counter.did.remote(self.stage, images, sums | busy)
+            self.counter.did.remote(self.stage, len(self.ids), sums | busy)
             if self.alone:
                 self.counter.ended.remote(self.stage, self.ids)
 

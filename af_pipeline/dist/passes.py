@@ -110,7 +110,7 @@ class Passes:
 
     def _pass(self, todo: Todo, alone: bool) -> tuple[list[dict[str, Any]], Causes]:
         config, folder = self.config, self.folder
-        set_context(config, tolerate_lost_blocks=True)
+        set_context(config)
         per_file = 1 if alone else config.output.images_per_file or _images_per_file(todo.images)
         with (
             Causes() as causes,

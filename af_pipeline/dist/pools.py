@@ -71,7 +71,7 @@ def _of_scale(pools: Sequence[PoolConfig], scale: int, plan: Plan) -> list[Route
     serving = [pool for pool in pools if pool.scales is None or scale in pool.scales]
     if scale == 0:  # where images are read and decoded: only chips travel on to another pool
         serving = [pool for pool in serving if pool.max_side is None]
-    bounded = sorted((p for p in serving if p.max_side is not None), key=lambda p: p.max_side or 0)
+    bounded = sorted((p for p in serving if p.max_side is not None), key=_side)
     rest = [pool for pool in serving if pool.max_side is None]
     if not rest:
         raise ValueError(

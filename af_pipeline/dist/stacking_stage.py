@@ -38,7 +38,7 @@ class StackStage:
                 stack(row, self.plan.stack)
             except Exception as error:
                 fail(row, f"stacking failed: {error!r}")
-        self.meter.end(len(rows), {})
+        self.meter.end({})
         if self.counter is not None:
             errors = sum(1 for row in rows if row.error)
             found = sum(len(row.detections) for row in rows)

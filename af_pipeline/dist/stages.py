@@ -83,7 +83,7 @@ class DetectStage:
         sizes = [0 if row.error else pending_pixels(row, scale, self.plan) for row in rows]
         for group in groups_within(sizes, GROUP_PIXELS):
             self.look_safely([rows[i] for i in group if not rows[i].error], scale)
-        self.meter.end(len(rows), self.predict.take())
+        self.meter.end(self.predict.take())
         return rows_to_table(rows)
 
     def look_safely(self, rows: Sequence[ImageRow], scale: int) -> None:
@@ -117,7 +117,7 @@ class CoarseStage(DetectStage):
         rows = [ImageRow(image_id, uri) for image_id, uri in pairs]
         for group in self._decoded_groups(rows):
             self.look_through(group)
-        self.meter.end(len(rows), self.predict.take())
+        self.meter.end(self.predict.take())
         return rows_to_table(rows)
 
     def look_through(self, rows: Sequence[ImageRow]) -> None:

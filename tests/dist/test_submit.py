@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import torch
 import yaml
 
 from af_pipeline.model.checkpoint import CheckpointInfo, build_detector, save_checkpoint
+from benchmarks.local_cluster import free_ports
 from tests.dist.planted import CLASS_NAMES, SCENE, index_config, picture, save, table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -39,18 +39,6 @@ import sys
 from ray.job_submission import JobSubmissionClient
 print(JobSubmissionClient(sys.argv[1]).get_job_info(sys.argv[2]).driver_exit_code)
 """  # as in docs/CLUSTER.md
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 @dataclass
