@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.focus import STRIDE, ChipRule, chips_from_map, merge_rects, project_chips
-from af_pipeline.lanes import Lane, lane_of, pack, tile_rects
-from af_pipeline.scales import Scale, pyramid_pixels, scaled_size
-from af_pipeline.schema import Candidate, Chip, Detections, ImageRow, join_detections
+from af_pipeline.chipping import candidates_of, make_chip, next_chips
+from af_pipeline.lanes import Lane, pack
+from af_pipeline.plans import Plan
+from af_pipeline.scales import pyramid_pixels
+from af_pipeline.schema import Detections, ImageRow, join_detections
 from af_pipeline.stacking import StackRule, border_keep, suppress
-from af_pipeline.views import Cutter, Tile, View, tiles_of, view_of
+from af_pipeline.views import Cutter, Tile, View, canvas_of, tiles_of, view_of
 
 
 @dataclass(frozen=True)
@@ -37,46 +38,27 @@ class Prediction:
     padded: int = 0
 
 
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1
-
 # Crops uint8 [h, w, 3] of one lane (all fit in it) -> one prediction each.
 Predictor = Callable[[Sequence[NDArray[np.uint8]], Lane], Sequence[Prediction]]
 
-
-@dataclass(frozen=True)
-class GridRule:
-    """Fixed windows of ``side`` network px of the next scale, overlapping by ``overlap`` px."""
-
-    side: int
-    overlap: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything the cascade needs to know.
-
-    ``scales`` coarse to fine, as many as are run; ``pyramid`` all scales of the full pyramid,
-    for the account; ``rules[i]`` makes the chips of scale i+1: out of the focus map of scale i, a
-    fixed grid (mode tiles), or None: every chip goes on whole (mode pyramid). ``border`` and
-    ``overlap`` in network px.
-    """
-
-    scales: tuple[Scale, ...]
-    pyramid: tuple[Scale, ...]
-    rules: tuple[ChipRule | GridRule | None, ...]
-    lanes: tuple[Lane, ...]
-    stack: StackRule
-    overlap: int = 128
-    border: float = 4.0
-    batch_pixels: int = 1
+# Tiles, their views and the plan -> one prediction per tile, wherever it comes from.
+Answers = Callable[[Sequence[Tile], Sequence[View], Plan], Sequence[Prediction]]
 
 
 def start_row(row: ImageRow, image: NDArray[np.uint8], plan: Plan) -> None:
     """Give a decoded image its size and its only chip of scale 0: all of it."""
-    row.height, row.width = image.shape[:2]
-    row.chips = [_make_chip(row, 0, (0, 0, row.width, row.height), 1.0, image, plan)]
-    row.ledger.pixels_pyramid = pyramid_pixels(row.height, row.width, plan.pyramid)
-    for counter in (row.ledger.pixels, row.ledger.padded, row.ledger.chips):
+    start_sized(row, image.shape[0], image.shape[1], plan, image)
+
+
+def start_sized(
+    row: ImageRow, height: int, width: int, plan: Plan, image: NDArray[np.uint8] | None = None
+) -> None:
+    """`start_row` for an image of which the size is enough: see `resolve`."""
+    row.height, row.width = height, width
+    row.chips = [make_chip(row, 0, (0, 0, width, height), None, image, plan)]
+    row.ledger.pixels_pyramid = pyramid_pixels(height, width, plan.pyramid)
+    ledger = row.ledger
+    for counter in (ledger.pixels, ledger.padded, ledger.chips, ledger.refused):
         counter[:] = [0] * len(plan.scales)
 
 
@@ -92,6 +74,21 @@ def look(
     ``lanes``: only chips of these (-1: larger than the largest lane); None: all. Detections and
     the candidates of the next scale join the rows; `advance` makes chips of these.
     """
+
+    def answers(tiles: Sequence[Tile], views: Sequence[View], plan: Plan) -> list[Prediction]:
+        return predict_tiles(tiles, views, plan, predict)
+
+    resolve(rows, scale, plan, answers, lanes)
+
+
+def resolve(
+    rows: Sequence[ImageRow],
+    scale: int,
+    plan: Plan,
+    answers: Answers,
+    lanes: Collection[int] | None = None,
+) -> None:
+    """`look` with predictions from anywhere: chips may have no pixels if ``answers`` needs none."""
     began = time.perf_counter()
     views = [
         view_of(number, index, row, plan.scales[scale])
@@ -106,20 +103,20 @@ def look(
         for index, view in enumerate(views)
         for tile in tiles_of(index, view, plan.lanes, plan.overlap)
     ]
-    predictions = _predict_tiles(tiles, views, plan, predict)
+    predictions = answers(tiles, views, plan)
     total = sum(view.pixels for view in views)
     milliseconds = (time.perf_counter() - began) * 1000
-    answers: list[list[tuple[Tile, Prediction]]] = [[] for _ in views]
+    found: list[list[tuple[Tile, Prediction]]] = [[] for _ in views]
     for tile, prediction in zip(tiles, predictions, strict=True):
-        answers[tile.view].append((tile, prediction))
-    for view, answer in zip(views, answers, strict=True):
+        found[tile.view].append((tile, prediction))
+    for view, answer in zip(views, found, strict=True):
         row = rows[view.row]
         _collect(row, view, answer, scale, plan)
-        share = view.pixels / total
-        row.ledger.forward_ms += milliseconds * share
+        row.ledger.forward_ms += milliseconds * view.pixels / total
         row.chips[view.index] = replace(view.chip, looked=True)
         if scale + 1 < len(plan.scales):
-            row.candidates = row.candidates + _candidates(row, view, answer, scale, plan)
+            maps = [(tile, prediction.focus) for tile, prediction in answer]
+            row.candidates = row.candidates + candidates_of(row, view, maps, scale, plan)
 
 
 def advance(rows: Sequence[ImageRow], scale: int, plan: Plan) -> None:
@@ -129,7 +126,7 @@ def advance(rows: Sequence[ImageRow], scale: int, plan: Plan) -> None:
     which they were looked at makes no difference.
     """
     for row in rows:
-        _advance(row, scale, plan)
+        next_chips(row, scale, plan)
 
 
 def run_cascade(row: ImageRow, image: NDArray[np.uint8], plan: Plan, predict: Predictor) -> None:
@@ -164,31 +161,29 @@ def stack(row: ImageRow, rule: StackRule) -> None:
     row.detections = replace(found.select(kept), scores=scores)
 
 
-def _make_chip(
-    row: ImageRow,
-    scale: int,
-    box: Box,
-    focus: float,
-    pixels: NDArray[np.uint8],
-    plan: Plan,
-) -> Chip:
-    factor = plan.scales[scale].factor_for(row.height, row.width)
-    height, width = scaled_size(box[3] - box[1], box[2] - box[0], factor)
-    return Chip(scale, lane_of(height, width, plan.lanes), box, focus, pixels)
-
-
-def _predict_tiles(
+def predict_tiles(
     tiles: Sequence[Tile], views: Sequence[View], plan: Plan, predict: Predictor
 ) -> list[Prediction]:
-    """Predictions of all tiles, batched by lane across images."""
-    answers: dict[int, Prediction] = {}
+    """Predictions of all tiles, in batches of one shape.
+
+    Padded to their lane, tiles of many images share a batch. Else only those of one image do, and
+    tiles not with whole chips: what a forward computes may differ in the last bits with the size of
+    its batch, and a row must depend neither on which images came along nor on who takes which lane.
+    """
+    canvases = [canvas_of(tile, plan) for tile in tiles]
+    chips = [(views[tile.view].row, views[tile.view].chip.lane) for tile in tiles]
+    keys = [
+        canvas if plan.pad else (*chip, *canvas)
+        for chip, canvas in zip(chips, canvases, strict=True)
+    ]
+    predictions: dict[int, Prediction] = {}
     cutter = Cutter(views)
-    for batch in pack([tile.lane for tile in tiles], plan.lanes, plan.batch_pixels):
+    for batch in pack(keys, [height * width for height, width in canvases], plan.batch_pixels):
         crops = [cutter.cut(tiles[i]) for i in batch]
         lane = plan.lanes[tiles[batch[0]].lane]
         for i, answer in zip(batch, predict(crops, lane), strict=True):
-            answers[int(i)] = answer
-    return [answers[i] for i in range(len(tiles))]
+            predictions[int(i)] = answer
+    return [predictions[i] for i in range(len(tiles))]
 
 
 def _collect(
@@ -231,87 +226,3 @@ def _collect(
         row.ledger.padded[scale] += prediction.padded
     row.ledger.chips[scale] += 1
     row.detections = join_detections(parts)
-
-
-def _candidates(
-    row: ImageRow, view: View, answer: Sequence[tuple[Tile, Prediction]], scale: int, plan: Plan
-) -> list[Candidate]:
-    """Chips of the next scale in one chip, original px, with their focus."""
-    rule = plan.rules[scale]
-    if rule is None:
-        return [Candidate(view.chip.box, 1.0, view.index)]
-    if isinstance(rule, GridRule):
-        return [Candidate(box, 1.0, view.index) for box in _grid(row, scale + 1, rule, plan)]
-    rects, focus = chips_from_map(_focus_map(view, answer), rule, (view.height, view.width))
-    rects = project_chips(rects, view.chip.box, view.factors)
-    return [
-        Candidate(_box(rect), float(mean), view.index)
-        for rect, mean in zip(rects, focus, strict=True)
-    ]
-
-
-def _focus_map(view: View, answer: Sequence[tuple[Tile, Prediction]]) -> NDArray[np.float32]:
-    """The focus map of a chip, put together from its tiles: the higher where they overlap."""
-    height, width = view.height, view.width
-    focus = np.zeros((-(-height // STRIDE), -(-width // STRIDE)), np.float32)
-    for tile, prediction in answer:
-        x0, y0, x1, y1 = tile.rect
-        left, top = x0 // STRIDE, y0 // STRIDE
-        rows, columns = -(-(y1 - y0) // STRIDE), -(-(x1 - x0) // STRIDE)
-        part = focus[top : top + rows, left : left + columns]
-        np.maximum(part, prediction.focus[:rows, :columns], out=part)
-    return focus
-
-
-def _grid(row: ImageRow, scale: int, rule: GridRule, plan: Plan) -> list[Box]:
-    """Windows over the whole image, original px: none larger than ``rule.side`` network px."""
-    factor = plan.scales[scale].factor_for(row.height, row.width)
-    height, width = scaled_size(row.height, row.width, factor)
-    rects = tile_rects(height, width, rule.side, rule.overlap)
-    low, high = np.ceil(rects[:, :2] / factor), np.floor(rects[:, 2:] / factor)
-    high = np.where(rects[:, 2:] == [width, height], [row.width, row.height], high)
-    return [_box(rect) for rect in np.concatenate([low, high], 1).astype(np.int64)]
-
-
-def _box(rect: NDArray) -> Box:
-    return int(rect[0]), int(rect[1]), int(rect[2]), int(rect[3])
-
-
-def _advance(row: ImageRow, scale: int, plan: Plan) -> None:
-    """Replace the chips of ``scale`` by done ones and append those of the next scale."""
-    found = sorted(row.candidates, key=lambda one: one.parent)
-    parents = [row.chips[index] for index in sorted({one.parent for one in found})]
-    row.chips = [replace(c, pixels=None) if c.scale == scale else c for c in row.chips]
-    row.candidates = []
-    if not found:
-        return
-    rule = plan.rules[scale]
-    merged = members = np.array([one.box for one in found], np.int64)
-    focus = np.array([one.focus for one in found], np.float32)
-    if isinstance(rule, ChipRule) and len(parents) > 1:
-        factor = plan.scales[scale].factor_for(row.height, row.width)
-        boxes = np.array([parent.box for parent in parents], np.int64)
-        merged = merge_rects(members, rule.merge, rule.chip_cost / factor**2, boxes)
-    # Crops that overlap may be more than what they are cut from, and then stay views of it.
-    copy = _area(merged) < _area(np.array([parent.box for parent in parents], np.int64))
-    for rect in merged:
-        held = (members[:, :2] >= rect[:2]).all(1) & (members[:, 2:] <= rect[2:]).all(1)
-        box = _box(rect)
-        pixels = _cut(box, parents, copy)
-        row.chips.append(_make_chip(row, scale + 1, box, float(focus[held].mean()), pixels, plan))
-
-
-def _area(boxes: NDArray[np.int64]) -> int:
-    return int((boxes[:, 2:] - boxes[:, :2]).prod(1).sum())
-
-
-def _cut(box: Box, parents: Sequence[Chip], copy: bool) -> NDArray[np.uint8]:
-    """The native crop of ``box`` out of the parent that holds it; a view keeps all of that."""
-    x0, y0, x1, y1 = box
-    for parent in parents:
-        px0, py0, px1, py1 = parent.box
-        if px0 <= x0 and py0 <= y0 and x1 <= px1 and y1 <= py1:
-            assert parent.pixels is not None
-            crop = parent.pixels[y0 - py0 : y1 - py0, x0 - px0 : x1 - px0]
-            return crop.copy() if copy and box != parent.box else crop
-    raise AssertionError(f"chip {box} lies in no parent")

@@ -85,7 +85,7 @@ def config_from(
 
 
 def _apply_override(kind: Any, tree: dict[str, Any], override: str) -> None:
-    """Set one ``a.b=c`` in place; list entries by index, as in ``focus.0.threshold=0.2``."""
+    """Set one ``a.b=c`` in place; list entries by index, as in ``focus.steps.0.threshold=0.2``."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set takes key=value, found {override!r}")

@@ -6,6 +6,7 @@ Najibi, Singh, Davis, "AutoFocus: Efficient Multi-Scale Inference", ICCV 2019, Â
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -34,13 +35,13 @@ class FocusRule:
 
 @dataclass(frozen=True)
 class ChipRule:
-    """How a focus map becomes FocusChips.
+    """How a focus map becomes FocusChips; lengths in network px of the map's scale.
 
     ``threshold``: probability at which a cell counts; ``dilation``: side of the square
-    structuring element, cells (1 = none); ``min_size``: least chip side, network px of the map's
-    scale; ``merge``: "paper" merges chips that overlap or touch, "cost" merges two chips when one
-    forward of their union is cheaper than both; ``chip_cost``: price of one more chip in network
-    px of the map's scale, for "cost".
+    structuring element, cells (1 = none); ``min_size``: least chip side; ``merge``: "paper" merges
+    chips that overlap or touch, "cost" merges two chips when one forward of their union is cheaper
+    than both; ``chip_cost``: price of one more chip, px of area, for "cost"; ``context``: what a
+    chip has around its cells at least, on each side.
     """
 
     threshold: float
@@ -48,6 +49,16 @@ class ChipRule:
     min_size: int = 128
     merge: str = "cost"
     chip_cost: float = 0.0
+    context: int = 0
+
+
+# Widths and heights [M] of rectangles -> what one forward of each costs [M], px of area.
+Price = Callable[[NDArray, NDArray], NDArray]
+
+
+def area_price(width: NDArray, height: NDArray) -> NDArray:
+    """The plain area."""
+    return width * height
 
 
 def focus_labels(
@@ -105,16 +116,18 @@ def component_rects(cells: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def grow_rects(
-    rects: NDArray[np.int64], min_size: int, bounds: tuple[int, int]
+    rects: NDArray[np.int64], least: int | NDArray[np.int64], bounds: tuple[int, int]
 ) -> NDArray[np.int64]:
-    """Grow rectangles about their centre to ``min_size`` and shift them into ``bounds``.
+    """Grow rectangles about their centre to ``least`` and shift them into ``bounds``.
 
-    ``bounds`` is (height, width); a bound smaller than ``min_size`` limits the growth.
+    ``least``: of both sides, or (width, height); ``bounds``: (height, width); a bound smaller than
+    ``least`` limits the growth.
     """
     grown = rects.copy()
+    sides = np.broadcast_to(least, 2)
     for axis, limit in ((0, bounds[1]), (1, bounds[0])):
         low, high = rects[:, axis], rects[:, axis + 2]
-        size = np.minimum(np.maximum(high - low, min_size), limit)
+        size = np.minimum(np.maximum(high - low, sides[axis]), limit)
         start = (low + high - size) // 2
         # Never lose a cell of the rectangle itself to the rounding of the centre.
         start = np.clip(start, np.maximum(0, high - size), np.minimum(low, limit - size))
@@ -127,11 +140,12 @@ def merge_rects(
     rule: str,
     chip_cost: float = 0.0,
     containers: NDArray[np.int64] | None = None,
+    price: Price = area_price,
 ) -> NDArray[np.int64]:
     """Merge rectangles [M, 4] to a fixpoint, in an order that does not depend on theirs.
 
     "paper": two that overlap or touch become their bounding rectangle. "cost": two become it
-    when its area is at most the sum of theirs plus ``chip_cost``. With ``containers`` [P, 4] a
+    when its ``price`` is at most the sum of theirs plus ``chip_cost``. With ``containers`` [P, 4] a
     merge happens only when one container holds the result. Returns sorted rectangles.
     """
     if rule not in ("paper", "cost"):
@@ -143,7 +157,7 @@ def merge_rects(
     alive = np.ones(len(todo), bool)
     # savings[i, j]: what merging i and j saves, -inf where they may not; best: its row maxima.
     # Kept up to date, not made anew: a crowded map has a thousand rectangles.
-    savings = np.stack([_savings(todo, held, i, rule, chip_cost) for i in range(len(todo))])
+    savings = np.stack([_savings(todo, held, i, rule, chip_cost, price) for i in range(len(todo))])
     best = savings.max(1)
     while best.max() > -np.inf:
         i, j = _best_pair(todo, savings, best)
@@ -154,7 +168,7 @@ def merge_rects(
         alive[j] = False
         stale = (savings[:, i] == best) | (savings[:, j] == best)
         savings[j], savings[:, j] = -np.inf, -np.inf
-        row = np.where(alive, _savings(todo, held, i, rule, chip_cost), -np.inf)
+        row = np.where(alive, _savings(todo, held, i, rule, chip_cost, price), -np.inf)
         savings[i], savings[:, i] = row, row
         best = np.maximum(best, row)
         stale[[i, j]] = True
@@ -175,12 +189,13 @@ def _savings(
     i: int,
     rule: str,
     chip_cost: float,
+    price: Price,
 ) -> NDArray[np.float64]:
     """What merging rectangle ``i`` with each other saves [M]; -inf where it is not allowed."""
     one = rects[i]
     low, high = np.minimum(rects[:, :2], one[:2]), np.maximum(rects[:, 2:], one[2:])
-    area = (rects[:, 2:] - rects[:, :2]).prod(-1)
-    saving = (area + area[i] - (high - low).prod(-1)).astype(np.float64) + chip_cost
+    alone = price(*(rects[:, 2:] - rects[:, :2]).T)
+    saving = (alone + alone[i] - price(*(high - low).T)).astype(np.float64) + chip_cost
     if rule == "paper":
         near_low, near_high = np.maximum(rects[:, :2], one[:2]), np.minimum(rects[:, 2:], one[2:])
         allowed = (near_low <= near_high).all(-1)
@@ -207,37 +222,35 @@ def _first(rects: NDArray[np.int64], indices: NDArray[np.int64]) -> int:
 
 
 def chips_from_map(
-    focus_map: NDArray, rule: ChipRule, size: tuple[int, int]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    focus_map: NDArray, rule: ChipRule, size: tuple[int, int], price: Price = area_price
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
     """FocusChips of one chip, AutoFocus Algorithm 1.
 
     ``focus_map`` [h, w] probabilities of the (padded) network input; ``size`` (height, width) of
-    the chip itself in network px: the map is cropped to it first. Returns rectangles [M, 4] in
-    network px of the chip (x0, y0, x1, y1, half-open, inside ``size``), no side below
-    ``rule.min_size`` unless the chip's own is, and the mean probability of the cells above the
-    threshold in each, float32 [M].
+    the chip itself in network px: the map is cropped to it first; ``price`` as in `merge_rects`.
+    Returns rectangles [M, 4] in network px of the chip (x0, y0, x1, y1, half-open, inside
+    ``size``), no side below ``rule.min_size`` unless the chip's own is; and float32 [M] each, of
+    the cells above the threshold: the mean probability and the sum, which is the expected number
+    of FocusPixels.
     """
-    rows, columns = -(-size[0] // STRIDE), -(-size[1] // STRIDE)
-    own = focus_map[:rows, :columns]
-    rects = component_rects(focus_cells(own, rule))
-    min_cells = max(1, -(-rule.min_size // STRIDE))
-    cost = rule.chip_cost / STRIDE**2
+    height, width = size
+    own = focus_map[: -(-height // STRIDE), : -(-width // STRIDE)]
+    bounds = np.array([0, 0, 0, 0]), np.array([width, height, width, height])
+    rects = np.clip(component_rects(focus_cells(own, rule)) * STRIDE, *bounds)
+    rects = np.clip(rects + np.array([-1, -1, 1, 1]) * rule.context, *bounds)
     while len(rects):
         before = len(rects)
-        rects = merge_rects(grow_rects(rects, min_cells, own.shape), rule.merge, cost)
+        grown = grow_rects(rects, rule.min_size, size)
+        rects = merge_rects(grown, rule.merge, rule.chip_cost, price=price)
         if len(rects) == before:
             break
-    focus = np.array([_mean_focus(own, rect, rule.threshold) for rect in rects], np.float32)
-    high = np.minimum(rects[:, 2:] * STRIDE, [size[1], size[0]])
-    # A chip that ends in a partial cell is short of its least size: its other side makes up.
-    low = np.minimum(rects[:, :2] * STRIDE, np.maximum(high - rule.min_size, 0))
-    return np.concatenate([low, high], 1), focus
-
-
-def _mean_focus(focus_map: NDArray, rect: NDArray[np.int64], threshold: float) -> float:
-    cells = focus_map[rect[1] : rect[3], rect[0] : rect[2]]
-    above = cells[cells >= threshold]
-    return float(above.mean()) if above.size else float(cells.max())
+    focus = np.zeros((len(rects), 2), np.float32)
+    low, high = rects[:, :2] // STRIDE, -(-rects[:, 2:] // STRIDE)
+    for number, ((x0, y0), (x1, y1)) in enumerate(zip(low, high, strict=True)):
+        cells = own[y0:y1, x0:x1]
+        above = cells[cells >= rule.threshold]
+        focus[number] = above.mean(), above.sum()
+    return rects, focus[:, 0], focus[:, 1]
 
 
 def project_chips(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,9 @@ def split_axis(length: int, limit: int, overlap: int) -> list[tuple[int, int]]:
     raise AssertionError("unreachable: pieces shrink as their number grows")
 
 
+_split = lru_cache(maxsize=4096)(split_axis)  # prices ask for the same lengths again and again
+
+
 def tile_rects(height: int, width: int, side: int, overlap: int) -> NDArray[np.int64]:
     """Tiles [T, 4] (x0, y0, x1, y1 network px) that cover ``height`` x ``width``, row by row."""
     rows = split_axis(height, side, overlap)
@@ -67,17 +71,52 @@ def tile_rects(height: int, width: int, side: int, overlap: int) -> NDArray[np.i
     return np.array([[x0, y0, x1, y1] for y0, y1 in rows for x0, x1 in columns], np.int64)
 
 
-def pack(
-    lane_ids: Sequence[int], lanes: Sequence[Lane], pixel_budget: int
-) -> list[NDArray[np.int64]]:
-    """Batches of item indices: one lane each, at most ``pixel_budget`` px at the lane's size.
+def canvas_pixels(
+    height: NDArray,
+    width: NDArray,
+    lanes: Sequence[Lane] | None = None,
+    tiles: tuple[int, int] | None = None,
+) -> NDArray[np.int64]:
+    """Network px that forwards of ``height`` x ``width`` [M] take, padding included.
 
-    A batch holds at least one item. Items keep their order within a lane; lanes rise.
+    Sides are rounded up to those of ``lanes``, or to multiples of `TILE_STEP` without them and
+    beyond the largest. ``tiles``: the largest side of a tile and the overlap, network px, of what
+    is larger.
     """
-    ids = np.asarray(lane_ids, np.int64)
+    rows = _canvas_sides(height, {lane.height for lane in lanes or ()}, tiles)
+    return rows * _canvas_sides(width, {lane.width for lane in lanes or ()}, tiles)
+
+
+def _canvas_sides(
+    length: NDArray, sides: Collection[int], tiles: tuple[int, int] | None
+) -> NDArray[np.int64]:
+    """Lengths [M] rounded up to ``sides``; of those cut into tiles the sum over the pieces."""
+    known = np.asarray(length, np.int64)
+    steps = -(-known // TILE_STEP) * TILE_STEP
+    if sides:
+        ordered = np.array(sorted(sides), np.int64)
+        index = np.searchsorted(ordered, known)
+        steps = np.where(index < len(ordered), ordered[np.minimum(index, len(ordered) - 1)], steps)
+    if tiles is not None and (known > tiles[0]).any():
+        for one in np.unique(known[known > tiles[0]]):
+            pieces = np.array([end - start for start, end in _split(int(one), *tiles)])
+            steps = np.where(known == one, _canvas_sides(pieces, sides, None).sum(), steps)
+    return steps
+
+
+def pack(
+    keys: Sequence[tuple[int, ...]], pixels: Sequence[int], pixel_budget: int
+) -> list[NDArray[np.int64]]:
+    """Batches of item indices: of one key each, at most ``pixel_budget`` px.
+
+    ``pixels``: what one item of a key takes, the same for all of it. A batch holds one item at
+    least; items keep their order within a key, keys rise.
+    """
+    members: dict[tuple[int, ...], list[int]] = {}
+    for index, key in enumerate(keys):
+        members.setdefault(key, []).append(index)
     batches: list[NDArray[np.int64]] = []
-    for lane in np.unique(ids):
-        members = np.flatnonzero(ids == lane)
-        size = max(1, pixel_budget // lanes[lane].pixels)
-        batches += [members[i : i + size] for i in range(0, len(members), size)]
+    for _, own in sorted(members.items()):
+        size = max(1, pixel_budget // pixels[own[0]])
+        batches += [np.array(own[i : i + size]) for i in range(0, len(own), size)]
     return batches

@@ -6,6 +6,7 @@ The matching is pycocotools' own `COCOeval`; only the summary is computed here, 
 
 import contextlib
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,25 @@ SCORE_NAMES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR")
 DETECTION_COLUMNS = ("image_id", "label", "score", "x0", "y0", "x1", "y1")
 _AREA_AXIS = {"all": 0, "small": 1, "medium": 2, "large": 3}  # order of COCOeval's areaRng
 _SHOWN = 5  # names quoted in a message
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Ground truth and detections, checked: what every score is made from.
+
+    Attributes:
+        ground_truth: content of a COCO json.
+        detections: DETECTION_COLUMNS as strings and float64; only classes of the ground truth.
+        image_ids: file_name -> COCO image id, in the order of the ground truth.
+        category_ids: category name -> COCO category id, in the order of the ground truth.
+        unmatched_labels: label -> detections left out, which no category is called.
+    """
+
+    ground_truth: Mapping[str, Any]
+    detections: pa.Table
+    image_ids: dict[str, Any]
+    category_ids: dict[str, Any]
+    unmatched_labels: Counts
 
 
 @dataclass(frozen=True)
@@ -82,30 +102,37 @@ def evaluate_detections(
     Raises ValueError for malformed ground truth, for detections of images that are not in it,
     and for boxes or scores that are not finite.
     """
-    if max_dets < 1:
-        raise ValueError(f"max_dets is {max_dets}: it must be at least 1")
+    inputs = check_inputs(ground_truth, detections)
+    return summarise(inputs, run_coco(inputs, max_dets, iou_thresholds))
+
+
+def check_inputs(
+    ground_truth: Mapping[str, Any], detections: pa.Table | Mapping[str, Any]
+) -> Inputs:
+    """Check both, as described at `evaluate_detections`, and raise ValueError as it does."""
     check_ground_truth(ground_truth)
     columns = detection_columns(detections)
+    image_ids = coco_image_ids(ground_truth, columns)
     category_ids = {c["name"]: c["id"] for c in ground_truth["categories"]}
     known = pc.is_in(columns["label"], value_set=pa.array(list(category_ids), pa.string()))
-    matched = columns.filter(known)
-    labels = Counter(matched["label"].to_pylist())
-    objects = Counter(a["category_id"] for a in ground_truth["annotations"] if not is_crowd(a))
-    coco_eval = _run_coco(
-        _ground_truth_dataset(ground_truth),
-        _detection_annotations(matched, coco_image_ids(ground_truth, columns), category_ids),
-        max_dets,
-        iou_thresholds,
-    )
+    strays = _sorted_counts(columns.filter(pc.invert(known))["label"].to_pylist())
+    return Inputs(ground_truth, columns.filter(known), image_ids, category_ids, strays)
+
+
+def summarise(inputs: Inputs, coco_eval: Any) -> Evaluation:
+    """The scores of an accumulated COCOeval, which `run_coco` made from these inputs."""
+    category_ids, truth = inputs.category_ids, inputs.ground_truth
+    labels = Counter(inputs.detections["label"].to_pylist())
+    objects = Counter(a["category_id"] for a in truth["annotations"] if not is_crowd(a))
     scores = _scores_by_class(coco_eval)
     return Evaluation(
         overall={name: known_mean(s[name] for s in scores.values()) for name in SCORE_NAMES},
         per_class={name: scores[i] for name, i in category_ids.items()},
         num_ground_truth={name: objects[i] for name, i in category_ids.items()},
         num_detections={name: labels[name] for name in category_ids},
-        unmatched_labels=_sorted_counts(columns.filter(pc.invert(known))["label"].to_pylist()),
-        num_images=len(ground_truth["images"]),
-        max_dets=max_dets,
+        unmatched_labels=inputs.unmatched_labels,
+        num_images=len(truth["images"]),
+        max_dets=coco_eval.params.maxDets[0],
         iou_thresholds=tuple(float(t) for t in coco_eval.params.iouThrs),
     )
 
@@ -142,10 +169,9 @@ def check_ground_truth(ground_truth: Mapping[str, Any]) -> None:
                 "'images', 'annotations' and 'categories'"
             )
     for kind, name_key in (("images", "file_name"), ("categories", "name")):
-        for key in (name_key, "id"):
-            _require_unique(
-                f"{kind} by '{key}'", [_field(r, key, kind) for r in ground_truth[kind]]
-            )
+        for key, types in ((name_key, str), ("id", int | str)):
+            names = [_name(record, key, kind, types) for record in ground_truth[kind]]
+            _require_unique(f"{kind} by '{key}'", names)
     images = {image["id"] for image in ground_truth["images"]}
     categories = {category["id"] for category in ground_truth["categories"]}
     for annotation in ground_truth["annotations"]:
@@ -154,14 +180,30 @@ def check_ground_truth(ground_truth: Mapping[str, Any]) -> None:
 
 def _check_annotation(annotation: Any, images: set[Any], categories: set[Any]) -> None:
     box = _field(annotation, "bbox", "annotations")
-    numbers = isinstance(box, Sequence) and all(isinstance(v, int | float) for v in box)
-    if not numbers or len(box) != 4:
-        raise ValueError(f"the ground truth has the bbox {box!r}: it must be [x, y, w, h]")
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(map(_is_number, box)):
+        raise ValueError(f"the ground truth has the bbox {box!r:.80}: it must be [x, y, w, h]")
+    if box[2] < 0 or box[3] < 0:
+        raise ValueError(f"the ground truth has the bbox {box!r:.80}: a side is below 0")
+    area = annotation.get("area")
+    if area is not None and not _is_number(area):
+        raise ValueError(f"the ground truth has the area {area!r:.80}: it must be a number")
     for key, known in (("image_id", images), ("category_id", categories)):
-        if _field(annotation, key, "annotations") not in known:
+        if _name(annotation, key, "annotations") not in known:
             raise ValueError(
                 f"a ground-truth annotation has {key} {annotation[key]!r}, which is not defined"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _name(record: Any, key: str, kind: str, kinds: Any = int | str) -> Any:
+    """An id or a name: COCO's are numbers and strings."""
+    value = _field(record, key, kind)
+    if not isinstance(value, kinds):
+        raise ValueError(f"the ground truth has an entry in '{kind}' with {key} {value!r:.80}")
+    return value
 
 
 def _field(record: Any, key: str, kind: str) -> Any:
@@ -244,7 +286,7 @@ def _ground_truth_dataset(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _detection_annotations(
+def detection_annotations(
     table: pa.Table, image_ids: Mapping[str, Any], category_ids: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Result entries as `COCO.loadRes` makes them (it cannot take an empty list)."""
@@ -266,15 +308,19 @@ def _detection_annotations(
     ]
 
 
-def _run_coco(
-    truth: dict[str, Any],
-    results: list[dict[str, Any]],
-    max_dets: int,
-    iou_thresholds: Sequence[float] | None,
+def run_coco(
+    inputs: Inputs, max_dets: int = 300, iou_thresholds: Sequence[float] | None = None
 ) -> Any:
-    """An accumulated COCOeval. pycocotools reports by print; that is swallowed."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco_eval = COCOeval(_coco(truth), _coco({**truth, "annotations": results}), "bbox")
+    """An accumulated COCOeval; arguments as for `evaluate_detections`.
+
+    Its ids count annotations and detections in their order, from 1.
+    """
+    if max_dets < 1:
+        raise ValueError(f"max_dets is {max_dets}: it must be at least 1")
+    truth = _ground_truth_dataset(inputs.ground_truth)
+    found = detection_annotations(inputs.detections, inputs.image_ids, inputs.category_ids)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by print
+        coco_eval = COCOeval(_coco(truth), _coco({**truth, "annotations": found}), "bbox")
         coco_eval.params.maxDets = [max_dets]
         if iou_thresholds is not None:
             coco_eval.params.iouThrs = np.asarray(iou_thresholds, np.float64)
@@ -335,12 +381,13 @@ def score_cell(score: float | None) -> str:
     return "-" if score is None else f"{score:.3f}"
 
 
-def aligned_table(rows: list[list[str]]) -> str:
-    """Cells [rows][columns] as text; a line below the first row and one above the last."""
+def aligned_table(rows: list[list[str]], total: bool = True) -> str:
+    """Cells [rows][columns] as text; a line below the first row and, of a total, one above it."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
     lines.insert(1, "-" * len(lines[0]))
-    lines.insert(len(lines) - 1, lines[1])
+    if total:
+        lines.insert(len(lines) - 1, lines[1])
     return "\n".join(lines)

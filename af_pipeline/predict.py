@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from af_pipeline.cascade import Prediction
 from af_pipeline.focus import STRIDE
@@ -65,6 +65,8 @@ class TorchPredictor:
         proposals: bool = False,
     ) -> None:
         self.detector = folded(detector).to(device)
+        if bf16:
+            _halve(self.detector.backbone)
         self.device, self.bf16, self.pad_to_lane = device, bf16, pad_to_lane
         self.min_score, self.nms_iou = min_score, nms_iou
         self.proposals = proposals
@@ -96,6 +98,13 @@ class TorchPredictor:
         count, _, height, width = batch.shape
         focus = torch.zeros(count, height // STRIDE, width // STRIDE)
         return self.detector.proposals(batch, sizes), focus
+
+
+def _halve(network: nn.Module) -> None:
+    """Keep the weights of convolutions as bfloat16: autocast makes them so at each forward."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(torch.bfloat16)
 
 
 def load_predictor(

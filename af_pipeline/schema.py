@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 DET = pa.struct(
     [
@@ -30,6 +30,7 @@ _CHIP_FIELDS = [
     pa.field("lane", pa.int16()),  # -1: larger than the largest lane, run as tiles
     *[pa.field(name, pa.int32()) for name in ("x0", "y0", "x1", "y1")],
     pa.field("focus", pa.float32()),  # mean probability of the FocusPixels it was made from
+    pa.field("gain", pa.float32()),  # their expected number: the sum of the probabilities
 ]
 STORED_CHIP = pa.struct(_CHIP_FIELDS)
 # In flight a chip carries its native-resolution crop, uint8 [y1-y0, x1-x0, 3], until the chips of
@@ -42,6 +43,7 @@ CANDIDATE = pa.struct(
     [
         *[pa.field(name, pa.int32()) for name in ("x0", "y0", "x1", "y1")],
         pa.field("focus", pa.float32()),
+        pa.field("gain", pa.float32()),
         pa.field("parent", pa.int32()),  # index of the chip it lies in
     ]
 )
@@ -52,6 +54,7 @@ LEDGER = pa.struct(
         pa.field("pixels", pa.large_list(pa.int64())),  # network px forwarded, per scale
         pa.field("padded", pa.large_list(pa.int64())),  # network px of padding, per scale
         pa.field("chips", pa.large_list(pa.int32())),  # chips forwarded, per scale
+        pa.field("refused", pa.large_list(pa.int32())),  # chips the budget left out, per scale
         pa.field("pixels_pyramid", pa.int64()),  # network px of every scale whole
         *[pa.field(name, pa.int32()) for name in _COUNTERS],
         pa.field("decode_ms", pa.float32()),
@@ -101,6 +104,7 @@ IMAGES = pa.schema(
         pa.field("error", pa.string()),
         pa.field("num_detections", pa.int32()),
         pa.field("num_chips", pa.int32()),  # FocusChips, without the coarse look
+        pa.field("num_refused", pa.int32()),  # FocusChips that the budget left out
         pa.field("pixels_processed", pa.int64()),
         pa.field("pixels_padded", pa.int64()),
         pa.field("pixels_pyramid", pa.int64()),
@@ -157,13 +161,15 @@ def join_detections(parts: Sequence[Detections]) -> Detections:
 
 @dataclass(frozen=True)
 class Chip:
-    """A FocusChip. box: x0, y0, x1, y1 original px, integers, half-open; pixels: native crop
-    uint8 [y1-y0, x1-x0, 3], None once the chips of the next scale are cut from it."""
+    """A FocusChip. box: x0, y0, x1, y1 original px, integers, half-open; focus: mean probability of
+    the FocusPixels it was made from, gain: their sum; pixels: native crop uint8 [y1-y0, x1-x0, 3],
+    None once the chips of the next scale are cut from it."""
 
     scale: int
     lane: int
     box: tuple[int, int, int, int]
     focus: float
+    gain: float = 0.0
     pixels: NDArray[np.uint8] | None = None
     looked: bool = False
 
@@ -175,6 +181,7 @@ class Candidate:
 
     box: tuple[int, int, int, int]
     focus: float
+    gain: float
     parent: int
 
 
@@ -185,6 +192,7 @@ class Ledger:
     pixels: list[int] = field(default_factory=list)
     padded: list[int] = field(default_factory=list)
     chips: list[int] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
     pixels_pyramid: int = 0
     dropped_border: int = 0
     dropped_range: int = 0
@@ -250,13 +258,14 @@ def _candidate_record(candidate: Candidate) -> dict[str, Any]:
     return {
         **dict(zip(("x0", "y0", "x1", "y1"), candidate.box, strict=True)),
         "focus": candidate.focus,
+        "gain": candidate.gain,
         "parent": candidate.parent,
     }
 
 
 def _candidate(record: dict[str, Any]) -> Candidate:
     box = (record["x0"], record["y0"], record["x1"], record["y1"])
-    return Candidate(box, record["focus"], record["parent"])
+    return Candidate(box, record["focus"], record["gain"], record["parent"])
 
 
 def _chip_lists(lists: Sequence[Sequence[Chip]], stored: bool) -> pa.Array:
@@ -266,6 +275,7 @@ def _chip_lists(lists: Sequence[Sequence[Chip]], stored: bool) -> pa.Array:
         [c.lane for c in chips],
         *[[c.box[i] for c in chips] for i in range(4)],
         [c.focus for c in chips],
+        [c.gain for c in chips],
     ]
     kind = STORED_CHIP if stored else CHIP
     children = [pa.array(a, kind.field(i).type) for i, a in enumerate(plain)]
@@ -349,9 +359,9 @@ def _chips_of(values: pa.StructArray) -> list[Chip]:
     pixels = values.field("pixels") if has_pixels else None
     looked = values.field("looked").to_pylist() if has_pixels else [True] * len(values)
     chips = []
-    for i, (scale, lane, x0, y0, x1, y1, focus) in enumerate(zip(*columns, strict=True)):
+    for i, (scale, lane, x0, y0, x1, y1, focus, gain) in enumerate(zip(*columns, strict=True)):
         crop = None
         if pixels is not None and pixels[i].is_valid:
             crop = np.frombuffer(pixels[i].as_buffer(), np.uint8).reshape(y1 - y0, x1 - x0, 3)
-        chips.append(Chip(scale, lane, (x0, y0, x1, y1), focus, crop, looked[i]))
+        chips.append(Chip(scale, lane, (x0, y0, x1, y1), focus, gain, crop, looked[i]))
     return chips

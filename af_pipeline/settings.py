@@ -80,10 +80,34 @@ class FocusConfig(Section):
     chip_cost: float = Field(
         4096, ge=0, description="price of one more chip, network px of this scale, for merge=cost"
     )
+    context: int = Field(
+        0, ge=0, description="least margin of a chip around its cells, network px of this scale"
+    )
 
     def build(self) -> ChipRule:
         """The plain `ChipRule`."""
-        return ChipRule(self.threshold, self.dilation, self.min_size, self.merge, self.chip_cost)
+        return ChipRule(
+            self.threshold,
+            self.dilation,
+            self.min_size,
+            self.merge,
+            self.chip_cost,
+            self.context,
+        )
+
+
+class FocusSection(Section):
+    """From the focus maps to the FocusChips, and what they may cost."""
+
+    steps: tuple[FocusConfig, ...] = Field((), description="one per step to the next finer scale")
+    budget: float | None = Field(
+        None, gt=0, description="network px to spend, padding included; None: what the maps ask for"
+    )
+    budget_per: Literal["image", "run"] = Field(
+        "image",
+        description="image: never more in any image; run: about this much in sum, spent on the "
+        "images that gain most, by a sample",
+    )
 
 
 class FocusLabelConfig(Section):
@@ -159,11 +183,14 @@ class LaneConfig(Section):
     overlap: int = Field(
         128, ge=0, description="overlap of the tiles of a chip above the largest lane, network px"
     )
-    batch_pixels: int = Field(
-        1, ge=1, description="network px a batch may hold; 1: one chip at a time (best on CPU)"
-    )
+    batch_pixels: int = Field(1, ge=1, description="network px a batch may hold, one chip at least")
     pad: bool = Field(
-        False, description="pad chips to their lane's shape (GPU, compiled shapes) or run as is"
+        False,
+        description="pad chips to their lane's shape and batch them across images (GPU, compiled "
+        "shapes), or batch those of one image that have one shape",
+    )
+    fill: bool = Field(
+        False, description="chips grow to their lane's shape where their parent has more to show"
     )
 
     @model_validator(mode="after")
@@ -271,6 +298,22 @@ class TilesConfig(Section):
         return self
 
 
+class GuaranteeConfig(Section):
+    """What jobs/tune.py certified of these settings; written by it, not by hand."""
+
+    alpha: float = Field(gt=0, lt=1, description="bound on the mean share lost an image")
+    delta: float = Field(gt=0, lt=1, description="probability that the bound does not hold")
+    confident: float = Field(description="score from which the pyramid's detections count")
+    found_score: float = Field(description="score from which a detection finds one of them again")
+    iou: float = Field(description="overlap from which it does, class being the same")
+    images: int = Field(ge=1, description="calibration images with confident detections")
+    mean_lost: float = Field(ge=0, le=1, description="mean share lost an image among them")
+    p_value: float = Field(ge=0, le=1, description="of: the mean share lost exceeds alpha")
+    method: str = Field(description="test of that hypothesis, see af_pipeline.risk")
+    source: str = Field(description="where the calibration images came from")
+    settings: str = Field(description="hash of what it holds for: detector, pyramid, focus, ...")
+
+
 class IndexConfig(Section):
     """`jobs/index.py`."""
 
@@ -290,12 +333,15 @@ class IndexConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where detectors run")
     bf16: bool = Field(True, description="bfloat16 autocast: about half the time, same AP")
     pyramid: tuple[ScaleConfig, ...] = Field(description="scales, coarse to fine")
-    focus: tuple[FocusConfig, ...] = Field((), description="one per step to the next finer scale")
+    focus: FocusSection = FocusSection()
     detector_score: float = Field(0.01, ge=0, le=1, description="lowest score kept per chip")
     finds: Literal["objects", "proposals"] = Field(
         "objects", description="proposals: boxes of anything, without a class (jobs/mine.py)"
     )
     detector_nms: float = Field(0.6, gt=0, le=1, description="NMS overlap within one chip")
+    guarantee: GuaranteeConfig | None = Field(
+        None, description="what jobs/tune.py certified of these settings"
+    )
     lanes: LaneConfig = LaneConfig()
     tiles: TilesConfig = TilesConfig()
     stack: StackConfig = StackConfig()
@@ -307,10 +353,10 @@ class IndexConfig(Section):
     @model_validator(mode="after")
     def _steps(self) -> IndexConfig:
         check_pyramid(self.pyramid)
-        if self.mode == "autofocus" and len(self.focus) != len(self.pyramid) - 1:
+        if self.mode == "autofocus" and len(self.focus.steps) != len(self.pyramid) - 1:
             raise ValueError(
-                f"focus needs one entry per step between scales: {len(self.pyramid) - 1} for "
-                f"{len(self.pyramid)} scales, found {len(self.focus)}"
+                f"focus.steps needs one entry per step between scales: {len(self.pyramid) - 1} "
+                f"for {len(self.pyramid)} scales, found {len(self.focus.steps)}"
             )
         if self.mode == "tiles":
             self._tile_scale()

@@ -254,7 +254,7 @@ def _focus_area(
     height, width = (max(1, round(side * factor)) for side in statistics.sizes[image].tolist())
     labels = focus_labels(boxes, height, width, focus, crowd)
     truth = (labels == FOCUS).astype(np.float32)
-    rects, _ = chips_from_map(truth, CHIP_RULE, (height, width))
+    rects, *_ = chips_from_map(truth, CHIP_RULE, (height, width))
     return float(focus_cells(truth, CHIP_RULE).sum()), truth.size, float(box_area(rects).sum())
 
 

@@ -40,6 +40,7 @@ def images_table(rows: Sequence[ImageRow], run_id: str) -> pa.Table:
             "error": row.error,
             "num_detections": len(row.detections),
             "num_chips": sum(row.ledger.chips[1:]),
+            "num_refused": sum(row.ledger.refused),
             "pixels_processed": sum(row.ledger.pixels),
             "pixels_padded": sum(row.ledger.padded),
             "pixels_pyramid": row.ledger.pixels_pyramid,
@@ -68,6 +69,7 @@ def chips_table(rows: Sequence[ImageRow]) -> pa.Table:
             "lane": chip.lane,
             **dict(zip(("x0", "y0", "x1", "y1"), chip.box, strict=True)),
             "focus": chip.focus,
+            "gain": chip.gain,
         }
         for row in rows
         for chip in row.chips

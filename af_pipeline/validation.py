@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from af_pipeline.cascade import Plan, run_cascade
+from af_pipeline.cascade import run_cascade
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.load import to_coco
 from af_pipeline.data.training import read_image
 from af_pipeline.metrics import evaluate_detections
 from af_pipeline.model.base import Detector
-from af_pipeline.plans import build_plan
+from af_pipeline.plans import Plan, build_plan
 from af_pipeline.predict import TorchPredictor
 from af_pipeline.schema import ImageRow
 from af_pipeline.settings import IndexConfig

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from af_pipeline.codec import resize
-from af_pipeline.lanes import Lane, lane_of, tile_rects
+from af_pipeline.lanes import TILE_STEP, Lane, lane_of, tile_rects
+from af_pipeline.plans import Plan
 from af_pipeline.resampling import resize_part
 from af_pipeline.scales import Scale, scaled_size
 from af_pipeline.schema import Chip, ImageRow
@@ -49,23 +50,49 @@ class Tile:
 def view_of(number: int, index: int, row: ImageRow, scale: Scale) -> View:
     """The view of chip ``index`` of ``row``, which is the ``number``th."""
     chip = row.chips[index]
-    assert chip.pixels is not None
-    native_h, native_w = chip.pixels.shape[:2]
+    x0, y0, x1, y1 = chip.box
+    native_h, native_w = y1 - y0, x1 - x0
     height, width = scaled_size(native_h, native_w, scale.factor_for(row.height, row.width))
     return View(number, index, chip, height, width, (height / native_h, width / native_w))
 
 
-def tiles_of(index: int, view: View, lanes: Sequence[Lane], overlap: int) -> list[Tile]:
-    """One tile for a view that fits its lane, overlapping ones for a larger view."""
-    lane = lane_of(view.height, view.width, lanes)
+def tiles_in(
+    height: int, width: int, lanes: Sequence[Lane], overlap: int
+) -> list[tuple[tuple[int, int, int, int], int]]:
+    """Rect (x0, y0, x1, y1 network px) and lane of what is forwarded of ``height`` x ``width``.
+
+    All of it where a lane holds it, else overlapping tiles.
+    """
+    lane = lane_of(height, width, lanes)
     if lane >= 0:
-        return [Tile(index, (0, 0, view.width, view.height), lane)]
+        return [((0, 0, width, height), lane)]
     side = max(max(lane.height, lane.width) for lane in lanes)
-    rects = tile_rects(view.height, view.width, side, overlap)
+    rects = tile_rects(height, width, side, overlap)
     return [
-        Tile(index, (int(x0), int(y0), int(x1), int(y1)), lane_of(y1 - y0, x1 - x0, lanes))
+        ((int(x0), int(y0), int(x1), int(y1)), lane_of(y1 - y0, x1 - x0, lanes))
         for x0, y0, x1, y1 in rects
     ]
+
+
+def tiles_of(index: int, view: View, lanes: Sequence[Lane], overlap: int) -> list[Tile]:
+    """One tile for a view that fits its lane, overlapping ones for a larger view."""
+    parts = tiles_in(view.height, view.width, lanes, overlap)
+    return [Tile(index, rect, lane) for rect, lane in parts]
+
+
+def canvas_of(tile: Tile, plan: Plan) -> tuple[int, int]:
+    """Height and width of the network input that a forward of ``tile`` takes."""
+    if plan.pad:
+        return plan.lanes[tile.lane].height, plan.lanes[tile.lane].width
+    x0, y0, x1, y1 = tile.rect
+    return -(-(y1 - y0) // TILE_STEP) * TILE_STEP, -(-(x1 - x0) // TILE_STEP) * TILE_STEP
+
+
+def forward_pixels(height: int, width: int, plan: Plan) -> int:
+    """Network px that a chip of ``height`` x ``width`` network px takes, padding included."""
+    tiles = tiles_in(height, width, plan.lanes, plan.overlap)
+    canvases = (canvas_of(Tile(0, rect, lane), plan) for rect, lane in tiles)
+    return sum(rows * columns for rows, columns in canvases)
 
 
 class Cutter:

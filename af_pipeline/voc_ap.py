@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from af_pipeline.boxes import box_area, intersection_area, iou_matrix
 from af_pipeline.metrics import (
+    Inputs,
     aligned_table,
-    check_ground_truth,
-    coco_image_ids,
-    detection_columns,
+    check_inputs,
     is_crowd,
     known_mean,
     score_cell,
@@ -95,14 +94,15 @@ def evaluate_voc(
 
     Raises ValueError as `evaluate_detections` does, and for an `iou` that is not in (0, 1].
     """
-    check_ground_truth(ground_truth)
-    columns = detection_columns(detections)
-    image_ids = coco_image_ids(ground_truth, columns)
-    names = [category["name"] for category in ground_truth["categories"]]
-    truth, crowd = _ground_truth_objects(ground_truth)
-    known = columns.filter(pc.is_in(columns["label"], value_set=pa.array(names, pa.string())))
-    found = _detected_objects(known, list(image_ids), names)
-    scores = known["score"].to_numpy()
+    return score_voc(check_inputs(ground_truth, detections), iou, fp_score)
+
+
+def score_voc(inputs: Inputs, iou: float = 0.5, fp_score: float = 0.3) -> VocEvaluation:
+    """`evaluate_voc` of what was checked before."""
+    names, images = list(inputs.category_ids), list(inputs.image_ids)
+    truth, crowd = ground_truth_objects(inputs.ground_truth)
+    found = detected_objects(inputs.detections, images, names)
+    scores = inputs.detections["score"].to_numpy()
     outcome = match_detections(found, scores, truth, crowd, iou)
     per_class = {
         name: _class_scores(outcome, scores, found.label == label, truth.label == label, crowd)
@@ -117,7 +117,7 @@ def evaluate_voc(
         per_class=per_class,
         iou=iou,
         fp_score=fp_score,
-        false_positives_per_image=float(false.sum()) / len(image_ids),
+        false_positives_per_image=float(false.sum()) / len(images),
     )
 
 
@@ -161,7 +161,7 @@ def false_positives(
     """
     group = Objects(truth.image[crowd], truth.label[crowd], truth.boxes[crowd])
     false = outcome == FALSE
-    for own, others in _by_image(found, group):
+    for own, others in by_image(found, group):
         same = found.label[own][:, None] == group.label[others][None]
         inside = intersection_area(found.boxes[own], group.boxes[others])
         covered = inside >= iou * box_area(found.boxes[own])[:, None]
@@ -209,7 +209,7 @@ def _class_scores(
 def _most_overlapped(found: Objects, truth: Objects) -> tuple[Ints, Floats]:
     """For each detection [N] the object of its image and class with the largest IoU, and that."""
     best, overlap = np.zeros(len(found.image), np.int64), np.zeros(len(found.image))
-    for own, others in _by_image(found, truth):
+    for own, others in by_image(found, truth):
         same = found.label[own][:, None] == truth.label[others][None]
         share = np.where(same, iou_matrix(found.boxes[own], truth.boxes[others]), 0.0)
         place = share.argmax(axis=1)
@@ -218,7 +218,7 @@ def _most_overlapped(found: Objects, truth: Objects) -> tuple[Ints, Floats]:
     return best, overlap
 
 
-def _by_image(found: Objects, truth: Objects) -> Iterator[tuple[Ints, Ints]]:
+def by_image(found: Objects, truth: Objects) -> Iterator[tuple[Ints, Ints]]:
     """Rows of detections and of objects that share an image; detections in blocks if many."""
     theirs = np.argsort(truth.image, kind="stable")
     mine = np.argsort(found.image, kind="stable")
@@ -237,8 +237,8 @@ def _spans(ordered: Ints, values: Ints) -> list[tuple[int, int]]:
     return list(zip(*(bound.tolist() for bound in bounds), strict=True))
 
 
-def _ground_truth_objects(ground_truth: Mapping[str, Any]) -> tuple[Objects, Bools]:
-    """Objects with images and classes by their place in the lists, and which are crowds."""
+def ground_truth_objects(ground_truth: Mapping[str, Any]) -> tuple[Objects, Bools]:
+    """Objects of a COCO json, images and classes by their place in its lists; which are crowds."""
     images = {image["id"]: place for place, image in enumerate(ground_truth["images"])}
     labels = {entry["id"]: place for place, entry in enumerate(ground_truth["categories"])}
     entries = ground_truth["annotations"]
@@ -249,7 +249,7 @@ def _ground_truth_objects(ground_truth: Mapping[str, Any]) -> tuple[Objects, Boo
     return Objects(image, label, boxes), np.array([is_crowd(entry) for entry in entries], np.bool_)
 
 
-def _detected_objects(table: pa.Table, images: list[str], labels: list[str]) -> Objects:
+def detected_objects(table: pa.Table, images: list[str], labels: list[str]) -> Objects:
     """The same for detections, all of which are of known images and classes."""
     boxes = np.stack([table[name].to_numpy() for name in ("x0", "y0", "x1", "y1")], axis=1)
     image = pc.index_in(table["image_id"], value_set=pa.array(images, pa.string()))

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 
 from af_pipeline.boxes import intersection_area
-from af_pipeline.cascade import Plan, run_cascade
+from af_pipeline.cascade import run_cascade
 from af_pipeline.codec import resize
 from af_pipeline.config import load_config
 from af_pipeline.data.annotations import AnnotatedImage
@@ -31,7 +31,7 @@ from af_pipeline.focus import FocusRule, focus_labels
 from af_pipeline.lanes import Lane
 from af_pipeline.metrics import evaluate_detections
 from af_pipeline.model.checkpoint import load_info
-from af_pipeline.plans import build_plan
+from af_pipeline.plans import Plan, build_plan
 from af_pipeline.predict import TorchPredictor, load_predictor
 from af_pipeline.scales import scaled_size
 from af_pipeline.schema import ImageRow

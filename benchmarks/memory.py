@@ -73,7 +73,7 @@ def index_config(source: str, output: str, **changes: Any) -> IndexConfig:
         "output": {"uri": output},
         "device": "cpu",
         "pyramid": [{"factor": 0.5}, {"factor": 1.0}, {"factor": 2.0}],
-        "focus": [{"min_size": 64}, {"min_size": 64}],
+        "focus": {"steps": [{"min_size": 64}, {"min_size": 64}]},
     }
     return IndexConfig.model_validate(tree | changes)
 

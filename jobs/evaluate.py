@@ -2,39 +2,56 @@
 
     python jobs/evaluate.py --detections OUT --ground-truth val.json
 
-Prints COCO's and VOC's scores, false positives and what the pixels cost; writes OUT/metrics.json.
-Exit code 0, or 2 with one line on stderr when an input is unusable.
+Prints COCO's and VOC's scores, what went wrong and what it costs, false positives and what the
+pixels cost; writes OUT/metrics.json and OUT/errors.parquet, one row an error. docs/EVALUATION.md
+explains the figures. Exit code 0, or 2 with one line on stderr when an input is unusable.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-import fsspec
-import pyarrow.dataset as ds
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from af_pipeline.data.load import load_annotations, to_coco
-from af_pipeline.data.sources import read_json
-from af_pipeline.metrics import DETECTION_COLUMNS, evaluate_detections, pixel_summary
+from af_pipeline.errors import Breakdown, break_down
+from af_pipeline.matches import Matches, matches_of
+from af_pipeline.metrics import Inputs, pixel_summary, run_coco, summarise
+from af_pipeline.report.error_tables import error_rows, errors_json, errors_text
+from af_pipeline.report.evaluation import (
+    IMAGE_COLUMNS,
+    INPUT_ERRORS,
+    add_input_arguments,
+    coco_results,
+    number,
+    open_run,
+    read_ground_truth,
+    read_inputs,
+    refuse,
+    warn,
+    where_looked,
+    write_json,
+    write_parquet,
+)
 from af_pipeline.report.rundir import RunDir
-from af_pipeline.voc_ap import evaluate_voc
+from af_pipeline.voc_ap import score_voc
 
-IMAGE_COLUMNS = ("image_id", "status", "pixels_processed", "pixels_pyramid")
 INPUTS = ("detections", "ground_truth", "min_score")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; return the exit code."""
     args = parse_args(argv)
+    target = args.output or f"{args.detections.rstrip('/')}/metrics.json"
     try:
-        report = evaluate(args)
-        write_json(args.output or f"{args.detections.rstrip('/')}/metrics.json", report)
-    except (OSError, ValueError) as error:
-        message = " ".join(str(error).split())  # one line, whatever the library wrote
-        print(f"evaluate: {message}", file=sys.stderr)
-        return 2
+        report, errors, found = evaluate(args)
+        write_json(target, report)
+        write_parquet(beside(target, "errors.parquet"), errors)
+        if args.export_coco:
+            write_json(args.export_coco, found, indent=None)
+    except INPUT_ERRORS as error:
+        return refuse("evaluate", error)
     return 0
 
 
@@ -42,94 +59,82 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; argparse exits with code 2 on a wrong one."""
     parser = argparse.ArgumentParser(description="Score an index run against ground truth.")
     parser.add_argument("--detections", required=True, metavar="OUT", help="output of the run")
+    add_input_arguments(parser)
+    parser.add_argument("--voc-iou", type=number, default=0.5, help="of VOC's AP (0.5)")
     parser.add_argument(
-        "--ground-truth",
-        required=True,
-        metavar="FILE",
-        help="COCO json, VOC image set (ROOT/ImageSets/Main/test.txt), or Parquet file or folder",
+        "--error-score", type=number, default=0.3, help="explain detections from here up (0.3)"
     )
-    parser.add_argument("--images", metavar="DIR", help="image folder of VOC or Parquet")
     parser.add_argument(
-        "--on-broken",
-        choices=("fail", "drop"),
-        default="fail",
-        help="broken boxes of VOC or Parquet: refuse the file (fail), or leave them out",
+        "--output",
+        metavar="PATH",
+        help="default: OUT/metrics.json; errors.parquet is written beside it",
     )
-    parser.add_argument("--max-dets", type=int, default=300, help="per image and class (300)")
-    parser.add_argument("--min-score", type=float, default=0.0, help="drop lower scores (0)")
-    parser.add_argument("--voc-iou", type=float, default=0.5, help="of VOC's AP (0.5)")
     parser.add_argument(
-        "--fp-score", type=float, default=0.3, help="count false positives from here up (0.3)"
+        "--export-coco", metavar="FILE", help="write the detections as a COCO result json"
     )
-    parser.add_argument("--output", metavar="PATH", help="default: OUT/metrics.json")
-    parser.add_argument("--allow-incomplete", action="store_true", help="score a partial run")
     return parser.parse_args(argv)
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Print the scores and return them as written to metrics.json."""
-    run = RunDir.open(args.detections)
-    if run.manifest() is None and not args.allow_incomplete:
-        raise ValueError(
-            f"{run.uri} has no run.json, so the run is not complete: run the same jobs/index.py "
-            "command again to finish it, or add --allow-incomplete"
-        )
-    ground_truth = read_ground_truth(args)
-    above = ds.field("score") >= args.min_score
-    detections = run.table("detections", DETECTION_COLUMNS, where=above)
+def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], pa.Table, list[dict[str, Any]]]:
+    """Print the scores; return them as written, the errors, and the detections for export."""
+    run = open_run(args.detections, args.allow_incomplete)
+    inputs = read_inputs(run, read_ground_truth(args), args.min_score)
     images = run.table("images", IMAGE_COLUMNS)
-    coco = evaluate_detections(ground_truth, detections, args.max_dets)
+    coco_eval = run_coco(inputs, args.max_dets)
+    coco = summarise(inputs, coco_eval)
     fp_score = max(args.fp_score, args.min_score)  # below it nothing was read
-    voc = evaluate_voc(ground_truth, detections, args.voc_iou, fp_score)
-    missing = not_indexed(ground_truth, images["image_id"].to_pylist())
+    voc = score_voc(inputs, args.voc_iou, fp_score)
+    missing = not_indexed(inputs.image_ids, images)
     pixels = pixel_summary(images)
     false = {"score": fp_score, "value": voc.false_positives_per_image}
     print(coco.table(), voc.table(), sep="\n\n", end="\n\n")
+    errors, unknown = explain(run, inputs, matches_of(inputs, coco_eval), images, args)
+    print(errors_text(errors), end="\n\n")
     print(f"false positives per image at score >= {fp_score:g}: {false['value']:.3f}")
     print(*map(line_of, pixels.items()), sep="\n")
     warn(f"{len(missing)} ground-truth images were not indexed (objects missed)", missing)
     warn("detected classes without a ground-truth category", list(coco.unmatched_labels))
-    return {
+    report = {
         **coco.to_json(),
         "voc": voc.to_json(),
+        "errors": {**errors_json(errors), "chips_unknown": unknown},
         "false_positives_per_image": false,
         "pixels": pixels,
         "missing_images": missing,
         "inputs": {key: getattr(args, key) for key in INPUTS},
     }
+    return report, error_rows(errors), coco_results(inputs) if args.export_coco else []
 
 
-def read_ground_truth(args: argparse.Namespace) -> dict[str, Any]:
-    """The content of a COCO json, or what other annotations are as one."""
-    if args.ground_truth.lower().endswith(".json"):
-        return read_json(args.ground_truth)  # as it is: areas may be those of masks
-    dataset = load_annotations([args.ground_truth], args.images, on_broken=args.on_broken)
-    warn(f"{len(dataset.dropped)} broken ground-truth boxes were left out", dataset.dropped)
-    return to_coco(dataset)
+def explain(
+    run: RunDir, inputs: Inputs, matches: Matches, images: pa.Table, args: argparse.Namespace
+) -> tuple[Breakdown, str | None]:
+    """The error breakdown, and why it does not know the run's chips if it does not."""
+    looked = where_looked(run)
+    unknown = looked if isinstance(looked, str) else None
+    if unknown:
+        warn("why objects were missed is not told apart", [unknown])
+    fine = set(images.filter(pc.equal(images["status"], "ok"))["image_id"].to_pylist())
+    score = max(args.error_score, args.min_score)
+    chips = None if isinstance(looked, str) else looked
+    return break_down(inputs, matches, fine, chips, score), unknown
 
 
-def not_indexed(ground_truth: Mapping[str, Any], listed: Iterable[str]) -> list[str]:
+def not_indexed(image_ids: Collection[str], images: pa.Table) -> list[str]:
     """Ground-truth images that the run did not list, sorted."""
-    return sorted({image["file_name"] for image in ground_truth["images"]} - set(listed))
+    return sorted(set(image_ids) - set(images["image_id"].to_pylist()))
+
+
+def beside(uri: str, name: str) -> str:
+    """A file in the folder of another, local or remote."""
+    folder, slash, _ = uri.rpartition("/")
+    return f"{folder}{slash}{name}"
 
 
 def line_of(item: tuple[str, float | int | None]) -> str:
     """One aligned line of the pixel summary."""
     value = "-" if item[1] is None else f"{item[1]:,.3f}".removesuffix(".000")
     return f"{item[0]:<24}{value:>16}"
-
-
-def warn(what: str, names: Sequence[str]) -> None:
-    """Name a few on stderr, if there are any."""
-    if names:
-        print(f"warning: {what}: {', '.join(map(str, names[:5]))}", file=sys.stderr)
-
-
-def write_json(uri: str, content: dict[str, Any]) -> None:
-    """Write to a local path or any fsspec URI."""
-    with fsspec.open(uri, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
 
 
 if __name__ == "__main__":

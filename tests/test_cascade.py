@@ -239,11 +239,12 @@ def test_images_together_are_images_alone(seed: int, count: int, budget: int) ->
         assert plain(replace(other, image_id=str(number))) == wanted
 
 
-def test_batches_hold_chips_of_many_images() -> None:
+@pytest.mark.parametrize("pad", [False, True])
+def test_padded_batches_hold_chips_of_many_images(pad: bool) -> None:
     images = [paint(scatter(np.random.default_rng(s), 4, 300, 300), 300, 300) for s in range(6)]
     predictor = FakePredictor()
-    run_cascade(images, replace(AUTOFOCUS, batch_pixels=10**9), predictor)
-    assert predictor.batches[0] == 6
+    run_cascade(images, replace(AUTOFOCUS, batch_pixels=10**9, pad=pad), predictor)
+    assert predictor.batches[:6] == ([6, *predictor.batches[1:6]] if pad else [1] * 6)
 
 
 def test_a_rule_may_be_missing_for_one_step() -> None:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from af_pipeline import views
-from af_pipeline.cascade import GridRule, Prediction, advance, look, start_row
+from af_pipeline.cascade import Prediction, advance, look, start_row
 from af_pipeline.codec import resize
 from af_pipeline.focus import STRIDE
 from af_pipeline.lanes import Lane, make_lanes
+from af_pipeline.plans import GridRule
 from af_pipeline.resampling import resize_part
 from af_pipeline.scales import Scale, scaled_size
 from af_pipeline.schema import Chip, ImageRow, rows_to_table
@@ -140,7 +141,7 @@ def test_resized_chips_are_held_up_to_the_limit(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(views, "HELD_PIXELS", 200_000)
     rng = np.random.default_rng(0)
     row = ImageRow("0", "", 600, 600)
-    row.chips = [Chip(0, -1, (0, 0, 150, 130), 1.0, noise(rng, 130, 150)) for _ in range(6)]
+    row.chips = [Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, noise(rng, 130, 150)) for _ in range(6)]
     seen = [views.view_of(0, index, row, Scale(2.0)) for index in range(6)]
     cutter = views.Cutter(seen)
     lanes = make_lanes((128, 256))

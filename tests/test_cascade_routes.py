@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from af_pipeline.cascade import GridRule, advance, look, pending_pixels, stack, start_row
+from af_pipeline.cascade import advance, look, pending_pixels, stack, start_row
+from af_pipeline.chipping import make_chip
+from af_pipeline.lanes import make_lanes
+from af_pipeline.plans import GridRule
 from af_pipeline.scales import Scale
 from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
 from tests.fakes import (
@@ -15,7 +18,9 @@ from tests.fakes import (
     SCALES,
     SMALL,
     FakePredictor,
+    TouchyPredictor,
     check_found,
+    glow,
     make_plan,
     paint,
     run_cascade,
@@ -51,6 +56,46 @@ def test_any_split_of_the_lanes_gives_the_same_row(seed: int, count: int, plan, 
         advance([row], scale, plan)
     stack(row, plan.stack)
     assert plain(row) == plain(wanted)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, st.integers(1, 10**6), st.integers(2, 4))
+def test_a_split_is_the_same_to_the_last_bit(seed: int, batch: int, hands: int) -> None:
+    """With a detector that feels the size of its batch, and chips of many tiles."""
+    rng = np.random.default_rng(seed)
+    image = glow(rng, 500, 600, 8)
+    plan = make_plan(lanes=make_lanes((64, 128, 256)), overlap=64, batch_pixels=batch)
+    rows = []
+    for split in (1, hands):
+        row = ImageRow("0", "")
+        start_row(row, image, plan)
+        for scale in range(len(plan.scales)):
+            owner = rng.integers(split, size=len(plan.lanes) + 1)
+            for hand in range(split):
+                own = set((np.flatnonzero(owner == hand) - 1).tolist())
+                look([row], scale, plan, TouchyPredictor(plan), own)
+            advance([row], scale, plan)
+        stack(row, plan.stack)
+        rows.append(plain(row))
+    assert rows[0] == rows[1]
+
+
+def test_tiles_and_whole_chips_of_one_shape_share_no_batch() -> None:
+    """The pool of the larger chips may be another."""
+    image = glow(np.random.default_rng(0), 160, 288, 6)
+    lanes = make_lanes((64, 128, 256))
+    plan = make_plan(scales=(Scale(1.0),), rules=(), lanes=lanes, overlap=64, batch_pixels=10**6)
+    found = []
+    for hands in ([None], [{-1}, set(range(len(lanes)))]):
+        row = ImageRow("0", "")
+        start_row(row, image, plan)
+        part = (0, 0, 160, 160)
+        row.chips.append(make_chip(row, 0, part, None, image[:, :160], plan))
+        for own in hands:
+            look([row], 0, plan, TouchyPredictor(plan), own)
+        stack(row, plan.stack)
+        found.append(plain(row))
+    assert found[0] == found[1]
 
 
 def test_a_chip_is_looked_at_once() -> None:

@@ -16,7 +16,8 @@ pyramid:
   - {factor: 0.5, valid_range: [72, -1]}
   - {min_side: 800, max_side: 1280}
 focus:
-  - {threshold: 0.3, merge: paper}
+  steps:
+    - {threshold: 0.3, merge: paper}
 lanes: {sides: [256, 512]}
 """
 
@@ -41,7 +42,7 @@ def test_sections_become_plain_rules(tmp_path: Path) -> None:
     config = load(tmp_path)
     assert config.pyramid[0].build() == Scale(0.5, valid_low=72, valid_high=-1)
     assert config.pyramid[1].build() == Scale(None, 800, 1280)
-    assert config.focus[0].build() == ChipRule(0.3, merge="paper", chip_cost=4096)
+    assert config.focus.steps[0].build() == ChipRule(0.3, merge="paper", chip_cost=4096)
     assert config.lanes.sides == (256, 512)
     assert config.mode == "autofocus"
 
@@ -62,7 +63,7 @@ def test_every_recipe_loads(path: Path) -> None:
     [
         ("pyramyd: []", "'pyramyd'", "'pyramid'"),
         ("stack: {sigmaa: 1}", "'stack.sigmaa'", "'sigma'"),
-        ("focus: [{treshold: 0.1}]", "'focus.0.treshold'", "'threshold'"),
+        ("focus: {steps: [{treshold: 0.1}]}", "'focus.steps.0.treshold'", "'threshold'"),
         ("ray: {pools: [{}, {num_cpu: 1}]}", "'ray.pools.1.num_cpu'", "'num_cpus'"),
     ],
 )
@@ -100,8 +101,9 @@ def test_an_override_given_twice(tmp_path: Path) -> None:
 
 def test_yaml_anchors_and_merges(tmp_path: Path) -> None:
     text = "pyramid: [{factor: 0.5}, {factor: 1}, {factor: 2}]\n"
-    text += "focus: [&coarse {threshold: 0.3, dilation: 5}, {<<: *coarse, threshold: 0.4}]\n"
-    fine = load(tmp_path, text).focus[1]
+    coarse = "&coarse {threshold: 0.3, dilation: 5}"
+    text += f"focus: {{steps: [{coarse}, {{<<: *coarse, threshold: 0.4}}]}}\n"
+    fine = load(tmp_path, text).focus.steps[1]
     assert (fine.threshold, fine.dilation) == (0.4, 5)
 
 
@@ -117,13 +119,16 @@ def test_a_missing_key(tmp_path: Path) -> None:
     [
         ("mode=fast", "mode: Input should be 'autofocus', 'pyramid', 'tiles' or 'whole'"),
         ("stack.sigma=wide", "stack.sigma: Input should be a valid number"),
-        ("focus.0.threshold=1.5", "focus.0.threshold: Input should be less than or equal to 1"),
+        ("focus.steps.0.threshold=1.5", "0.threshold: Input should be less than or equal to 1"),
         ("lanes.sides=[256, 300]", "lanes: sides must be positive multiples of 32"),
         ("lanes.sides=[512, 256]", "lanes: sides must rise"),
         ("lanes.overlap=256", "lanes: overlap must be less than half of the largest side"),
         ("pyramid.0.min_side=480", "pyramid.0: give factor or min_side/max_side, not both"),
         ("pyramid.0.factor=", "pyramid.0.factor"),
-        ("focus=[]", "focus needs one entry per step between scales: 1 for 2 scales, found 0"),
+        ("focus.steps=[]", "one entry per step between scales: 1 for 2 scales, found 0"),
+        ("focus.budget=0", "focus.budget: Input should be greater than 0"),
+        ("focus.budget_per=day", "focus.budget_per: Input should be 'image' or 'run'"),
+        ("focus.steps.0.context=-1", "focus.steps.0.context: Input should be greater than or"),
         ("pyramid=[]", "pyramid needs at least one scale"),
         ("pyramid.0.factor=0", "pyramid.0.factor: Input should be greater than 0"),
         ("pyramid.0.factor=.inf", "pyramid.0.factor: Input should be a finite number"),
@@ -161,11 +166,11 @@ def test_wrong_values_are_readable(tmp_path: Path, override: str, part: str) -> 
 
 def test_overrides_reach_lists_and_missing_sections(tmp_path: Path) -> None:
     config = load(
-        tmp_path, INDEX, "focus.0.threshold=0.2", "stack.sigma=0.7", "lanes.sides=[64, 128]",
+        tmp_path, INDEX, "focus.steps.0.threshold=0.2", "stack.sigma=0.7", "lanes.sides=[64, 128]",
         "lanes.overlap=8", "output.chips=false", "source.uri=s3://bucket/a=b", "bf16=no",
     )  # fmt: skip
-    assert config.focus[0].threshold == 0.2
-    assert config.focus[0].merge == "paper"
+    assert config.focus.steps[0].threshold == 0.2
+    assert config.focus.steps[0].merge == "paper"
     assert config.stack.sigma == 0.7
     assert config.lanes.sides == (64, 128)
     assert config.output.chips is False
@@ -181,9 +186,9 @@ def test_the_paper_spelling_of_small_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("focus.1.threshold=0.2", "the list has entries 0..0, not '1'"),
-        ("focus.-1.threshold=0.2", "the list has entries 0..0, not '-1'"),
-        ("focus.first.threshold=0.2", "the list has entries 0..0, not 'first'"),
+        ("focus.steps.1.threshold=0.2", "the list has entries 0..0, not '1'"),
+        ("focus.steps.-1.threshold=0.2", "the list has entries 0..0, not '-1'"),
+        ("focus.steps.first.threshold=0.2", "the list has entries 0..0, not 'first'"),
         ("pyramid.0.factor.x=1", "'x' is below a plain value"),
         ("mode", "--set takes key=value, found 'mode'"),
         ("=whole", "--set takes key=value, found '=whole'"),
@@ -213,7 +218,7 @@ def test_an_entry_of_a_list_that_is_not_in_the_file(tmp_path: Path) -> None:
     [
         ("ray.pools.1.actors=2", "--set ray.pools.1.actors: the list has entries 0..0, not '1'"),
         ("ray.pools.actors=2", "the list has entries 0..0, not 'actors'"),
-        ("focus.0.threshold=1", "--set focus.0.threshold: the list is empty; give the whole list"),
+        ("focus.steps.0.dilation=1", "steps.0.dilation: the list is empty; give the whole list"),
         ("pyramid.0.factor=1", "the file has no list 'pyramid'; give the whole list"),
         ("nothing.0.at=1", "unknown key 'nothing'"),
     ],

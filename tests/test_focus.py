@@ -56,7 +56,7 @@ def holds(outer: NDArray, inner: NDArray) -> NDArray[np.bool_]:
 
 def test_an_empty_map_gives_no_chip() -> None:
     for merge in ("paper", "cost"):
-        rects, focus = chips_from_map(np.zeros((24, 32)), ChipRule(0.1, merge=merge), (384, 512))
+        rects, focus, _ = chips_from_map(np.zeros((24, 32)), ChipRule(0.1, merge=merge), (384, 512))
         assert rects.shape == (0, 4)
         assert rects.dtype == np.int64
         assert focus.shape == (0,)
@@ -68,7 +68,7 @@ def test_an_empty_map_gives_no_chip() -> None:
 def test_half_a_map_wide_chips_never_are_two(seed: int, share: float) -> None:
     rule = ChipRule(0.5, 3, min_size=256, merge=PAPER)
     focus = random_map(seed, 24, 32, share)
-    rects, _ = chips_from_map(focus, rule, (384, 512))
+    rects, *_ = chips_from_map(focus, rule, (384, 512))
     assert len(rects) == int((focus >= 0.5).any())
 
 
@@ -88,7 +88,7 @@ def test_touching_rectangles_fuse(second: tuple[int, int, int, int], count: int)
     focus = np.zeros((20, 20))
     for x0, y0, x1, y1 in ((0, 0, 4, 4), second):
         focus[y0:y1, x0:x1] = 1
-    chips, _ = chips_from_map(focus, ChipRule(0.5, 1, 16, PAPER), (320, 320))
+    chips, *_ = chips_from_map(focus, ChipRule(0.5, 1, 16, PAPER), (320, 320))
     assert sorted(map(tuple, chips)) == sorted(map(tuple, merged * STRIDE))
 
 
@@ -119,7 +119,7 @@ def test_every_focus_cell_lies_in_some_chip(
     seed: int, height: int, width: int, share: float, rule: ChipRule
 ) -> None:
     padded = random_map(seed, 34, 36, share)  # the canvas is larger than the chip
-    rects, focus = chips_from_map(padded, rule, (height, width))
+    rects, focus, _ = chips_from_map(padded, rule, (height, width))
     rows, columns = -(-height // STRIDE), -(-width // STRIDE)
     y, x = np.nonzero(padded[:rows, :columns] >= 0.5)
     ends = np.minimum(np.stack([x + 1, y + 1], 1) * STRIDE, (width, height))
@@ -132,7 +132,7 @@ def test_every_focus_cell_lies_in_some_chip(
     assert (focus >= 0.5).all()
     assert len(focus) == len(rects)
     # nothing outside the chip's own area counts
-    own, own_focus = chips_from_map(padded[:rows, :columns], rule, (height, width))
+    own, own_focus, _ = chips_from_map(padded[:rows, :columns], rule, (height, width))
     np.testing.assert_array_equal(own, rects)
     np.testing.assert_array_equal(own_focus, focus)
     assert len(np.unique(rects, axis=0)) == len(rects)
@@ -142,27 +142,28 @@ def test_every_focus_cell_lies_in_some_chip(
 def test_a_chip_in_a_partial_cell_ends_with_the_map(width: int, left: int) -> None:
     focus = np.zeros((10, 9))
     focus[2, 8] = 1
-    rects, _ = chips_from_map(focus, ChipRule(0.5, 1, 16), (160, width))
+    rects, *_ = chips_from_map(focus, ChipRule(0.5, 1, 16), (160, width))
     assert rects.tolist() == [[left, 32, width, 48]]
-    rects, _ = chips_from_map(focus, ChipRule(0.5, 1, 64), (160, width))
-    assert rects.tolist() == [[width - 64, 0, width, 64]]
-    wide, _ = chips_from_map(focus, ChipRule(0.5, 1, 500), (160, width))
+    rects, *_ = chips_from_map(focus, ChipRule(0.5, 1, 64), (160, width))
+    assert rects.tolist() == [[width - 64, 8, width, 72]]
+    wide, *_ = chips_from_map(focus, ChipRule(0.5, 1, 500), (160, width))
     assert wide.tolist() == [[0, 0, width, 160]]
 
 
 def test_padding_gives_no_chip() -> None:
     focus = np.zeros((20, 20))
     focus[10:, :] = focus[:, 10:] = 1
-    rects, _ = chips_from_map(focus, ChipRule(0.5, 3, 64), (160, 160))
+    rects, *_ = chips_from_map(focus, ChipRule(0.5, 3, 64), (160, 160))
     assert rects.shape == (0, 4)
 
 
 def test_focus_is_the_mean_of_what_counts() -> None:
     focus = np.zeros((20, 20))
     focus[4, 4], focus[4, 5], focus[5, 5] = 0.5, 0.7, 0.3
-    rects, mean = chips_from_map(focus, ChipRule(0.4, 3, 64), (320, 320))
+    rects, mean, gain = chips_from_map(focus, ChipRule(0.4, 3, 64), (320, 320))
     assert len(rects) == 1
     assert mean[0] == pytest.approx(0.6)
+    assert gain[0] == pytest.approx(1.2)
 
 
 def test_a_crowded_map_is_quick() -> None:

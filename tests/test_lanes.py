@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from af_pipeline.lanes import TILE_STEP, Lane, lane_of, make_lanes, pack, split_axis, tile_rects
+from af_pipeline.lanes import (
+    TILE_STEP,
+    Lane,
+    canvas_pixels,
+    lane_of,
+    make_lanes,
+    pack,
+    split_axis,
+    tile_rects,
+)
 
 LANES = make_lanes((64, 128, 512))
 
@@ -104,18 +113,48 @@ def test_tiles_cover_the_plane_row_by_row() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, len(LANES) - 1), max_size=40), st.integers(1, 10**6))
-def test_batches(lane_ids: list[int], budget: int) -> None:
-    batches = pack(lane_ids, LANES, budget)
-    assert sorted(int(i) for batch in batches for i in batch) == list(range(len(lane_ids)))
-    lanes = []
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(1, 6)), max_size=40),
+    st.integers(1, 10**6),
+)
+def test_batches(keys: list[tuple[int, int, int]], budget: int) -> None:
+    """Keys as the cascade's: image, and the sides of the canvas in multiples of 32."""
+    pixels = [height * width * TILE_STEP**2 for _, height, width in keys]
+    batches = pack(keys, pixels, budget)
+    assert sorted(int(i) for batch in batches for i in batch) == list(range(len(keys)))
+    found = []
     for batch in batches:
-        (lane,) = {lane_ids[i] for i in batch}
-        assert len(batch) == 1 or len(batch) * LANES[lane].pixels <= budget
+        (key,) = {keys[i] for i in batch}
+        assert len(batch) == 1 or sum(pixels[i] for i in batch) <= budget
         assert list(batch) == sorted(batch)
-        lanes.append(lane)
-    assert lanes == sorted(lanes)
-    for lane in set(lanes):  # no batch that the one before had room for
-        sizes = [len(b) for b, of in zip(batches, lanes, strict=True) if of == lane]
-        assert len(set(sizes[:-1])) <= 1
-        assert all(size == max(1, budget // LANES[lane].pixels) for size in sizes[:-1])
+        found.append(key)
+    assert found == sorted(found)
+    for key in set(found):  # no batch that the one before had room for
+        sizes = [len(b) for b, of in zip(batches, found, strict=True) if of == key]
+        full = max(1, budget // (key[1] * key[2] * TILE_STEP**2))
+        assert all(size == full for size in sizes[:-1])
+
+
+# ---- canvases
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 700), st.integers(1, 700)), min_size=1, max_size=20))
+def test_a_canvas_is_the_smallest_lane_that_holds_it(sizes: list[tuple[int, int]]) -> None:
+    height, width = np.array(sizes).T
+    for (h, w), pixels in zip(sizes, canvas_pixels(height, width, LANES), strict=True):
+        if (lane := lane_of(h, w, LANES)) >= 0:
+            assert pixels == LANES[lane].pixels
+        else:  # larger than the largest: at least itself
+            assert pixels >= h * w
+    for (h, w), pixels in zip(sizes, canvas_pixels(height, width), strict=True):
+        rows, columns = (len(range(0, side, TILE_STEP)) * TILE_STEP for side in (h, w))
+        assert pixels == rows * columns
+
+
+def test_canvases_of_known_sizes() -> None:
+    height, width = np.array([1, 64, 65, 512, 513]), np.array([64, 65, 512, 20, 30])
+    known = [64 * 64, 64 * 128, 128 * 512, 512 * 64, 544 * 64]
+    assert canvas_pixels(height, width, make_lanes((64, 128, 512))).tolist() == known
+    plain = [32 * 64, 64 * 96, 96 * 512, 512 * 32, 544 * 32]
+    assert canvas_pixels(height, width).tolist() == plain

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from af_pipeline.cascade import GridRule
+from af_pipeline.budget import BudgetRule
 from af_pipeline.focus import ChipRule
 from af_pipeline.lanes import make_lanes
-from af_pipeline.plans import build_plan
+from af_pipeline.plans import GridRule, build_plan, with_gain_floor
 from af_pipeline.scales import Scale
 from af_pipeline.settings import IndexConfig
 from af_pipeline.stacking import StackRule
@@ -27,7 +27,7 @@ def config(**changes: Any) -> IndexConfig:
             {"factor": 1.0, "valid_range": [34, 90]},
             {"factor": 2.0, "valid_range": [-1, 46]},
         ],
-        "focus": [{"threshold": 0.3, "merge": "paper"}, {"min_size": 64}],
+        "focus": {"steps": [{"threshold": 0.3, "merge": "paper"}, {"min_size": 64}]},
         "lanes": {"sides": [256, 512], "overlap": 96, "batch_pixels": 7},
     }
     return IndexConfig.model_validate(tree | changes)
@@ -48,7 +48,7 @@ def test_pyramid_sends_every_scale_on_whole() -> None:
     plan = build_plan(config(mode="pyramid"))
     assert plan.scales == plan.pyramid == PYRAMID
     assert plan.rules == (None, None)
-    assert build_plan(config(mode="pyramid", focus=[])) == plan
+    assert build_plan(config(mode="pyramid", focus={})) == plan
 
 
 def test_whole_runs_the_coarsest_scale_for_every_size() -> None:
@@ -64,7 +64,7 @@ def test_tiles_are_a_grid_of_one_finer_scale() -> None:
     assert plan.scales == (Scale(0.5), Scale(2.0))  # open to every size
     assert plan.rules == (GridRule(512, 96),)
     assert plan.pyramid == PYRAMID
-    middle = build_plan(config(mode="tiles", tiles=tiles | {"scale": 1}, focus=[]))
+    middle = build_plan(config(mode="tiles", tiles=tiles | {"scale": 1}, focus={}))
     assert middle.scales == (Scale(0.5), Scale(1.0))
 
 
@@ -84,7 +84,7 @@ def test_tiles_that_cannot_be_are_refused(tiles: dict[str, int], reason: str) ->
 
 
 def test_one_scale_needs_no_focus() -> None:
-    plan = build_plan(config(pyramid=[{"min_side": 480, "max_side": 512}], focus=[]))
+    plan = build_plan(config(pyramid=[{"min_side": 480, "max_side": 512}], focus={}))
     assert plan.scales == (Scale(None, 480, 512),)
     assert plan.rules == ()
 
@@ -113,3 +113,27 @@ def test_every_field_of_the_stacking_arrives() -> None:
     plan = build_plan(config(stack=stack))
     assert plan.stack == StackRule("hard", 0.7, 0.3, 0.2, 11, True)
     assert plan.border == 9
+
+
+def test_the_budget_of_an_image_is_the_plans_and_that_of_a_run_waits_for_its_floor() -> None:
+    focus = {"steps": [{"context": 24}, {}], "budget": 9e6}
+    assert build_plan(config()).budget is None
+    plan = build_plan(config(focus=focus))
+    assert plan.budget == BudgetRule(9e6, 0.0)
+    assert plan.rules[0] == ChipRule(0.1, chip_cost=4096, context=24)
+    whole = build_plan(config(focus=focus | {"budget_per": "run"}))
+    assert whole.budget == BudgetRule(None, 0.0)
+    assert with_gain_floor(whole, 2.5).budget == BudgetRule(None, 2.5)
+    # Where chips do not come from focus maps there is nothing to choose from.
+    for mode in ("pyramid", "tiles", "whole"):
+        assert build_plan(config(mode=mode, focus=focus)).budget is None
+
+
+def test_canvases_are_lanes_where_chips_have_their_shape() -> None:
+    lanes = {"sides": [256, 512], "overlap": 96}
+    plain = build_plan(config(lanes=lanes))
+    assert (plain.canvases, plain.tiles) == (None, (512, 96))
+    for changes in ({"pad": True}, {"fill": True}):
+        plan = build_plan(config(lanes=lanes | changes))
+        assert plan.canvases == plan.lanes
+        assert (plan.pad, plan.fill) == ("pad" in changes, "fill" in changes)

@@ -47,7 +47,7 @@ def rows(draw: st.DrawFn) -> ImageRow:
         ),
         [make_chip(rng) for _ in range(chips)],
         Ledger(
-            *([int(n) for n in rng.integers(0, 2**30, scales)] for _ in range(3)),
+            *([int(n) for n in rng.integers(0, 2**30, scales)] for _ in range(4)),
             *(int(n) for n in rng.integers(0, 2**31, 5)),
             f32(rng.random() * 100),
             f32(rng.random() * 100),
@@ -66,6 +66,7 @@ def make_chip(rng: np.random.Generator) -> Chip:
         int(rng.integers(-1, 300)),
         box,
         f32(rng.random()),
+        f32(rng.random() * 99),
         pending,
         bool(rng.random() < 0.5),
     )
@@ -73,7 +74,8 @@ def make_chip(rng: np.random.Generator) -> Chip:
 
 def make_candidate(rng: np.random.Generator) -> Candidate:
     x0, y0, x1, y1 = (int(n) for n in rng.integers(0, 2**31, 4))
-    return Candidate((x0, y0, x1, y1), f32(rng.random()), int(rng.integers(0, 99)))
+    focus, gain = f32(rng.random()), f32(rng.random() * 99)
+    return Candidate((x0, y0, x1, y1), focus, gain, int(rng.integers(0, 99)))
 
 
 def check_same(found: ImageRow, wanted: ImageRow, pixels: bool = True) -> None:
@@ -140,7 +142,7 @@ def test_empty_tables_have_the_schema(stored: bool) -> None:
 def test_pixels_are_dropped_only_when_stored() -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     row = ImageRow(
-        "a", "b", chips=[Chip(1, 0, (3, 5, 7, 7), 0.5, pixels), Chip(0, 0, (0, 0, 9, 9), 1)]
+        "a", "b", chips=[Chip(1, 0, (3, 5, 7, 7), 0.5, 2.5, pixels), Chip(0, 0, (0, 0, 9, 9), 1)]
     )
     (flying,) = table_to_rows(rows_to_table([row]))
     np.testing.assert_array_equal(flying.chips[0].pixels, pixels)
@@ -148,6 +150,7 @@ def test_pixels_are_dropped_only_when_stored() -> None:
     (stored,) = table_to_rows(rows_to_table([row], stored=True))
     assert [chip.pixels for chip in stored.chips] == [None, None]
     assert stored.chips[0].box == (3, 5, 7, 7)
+    assert stored.chips[0].gain == 2.5
 
 
 def test_joining_and_selecting() -> None:

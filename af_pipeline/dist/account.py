@@ -10,7 +10,10 @@ from typing import Any
 
 from af_pipeline.config import config_hash, dump_config
 from af_pipeline.dist.publish import Totals
+from af_pipeline.dist.run_budget import Floor
 from af_pipeline.dist.sink import RUN_FILE, RunFolder
+from af_pipeline.guarantee import guarantee_record
+from af_pipeline.plans import Plan
 from af_pipeline.settings import IndexConfig
 
 LIBRARIES = (
@@ -32,6 +35,7 @@ NOT_IDENTITY = (
     "device",
     "max_error_rate",
     "checkpoint",
+    "guarantee",
 )
 
 
@@ -40,7 +44,8 @@ class Outcome:
     """What a run left behind.
 
     ``uri``: its folder; ``skipped``: images that an earlier start had finished; ``stages``: a
-    record per stage of the graph, see `af_pipeline.dist.meter.stage_record`.
+    record per stage of the graph, see `af_pipeline.dist.meter.stage_record`; ``budget``: see
+    `budget_record`.
     """
 
     uri: str
@@ -48,6 +53,7 @@ class Outcome:
     skipped: int
     seconds: float
     stages: list[dict[str, Any]] = field(default_factory=list)
+    budget: dict[str, Any] | None = None
 
     @property
     def root(self) -> Path:
@@ -58,6 +64,21 @@ class Outcome:
     def error_rate(self) -> float:
         """Share of images that failed."""
         return self.totals.errors / max(1, self.totals.images)
+
+
+def budget_record(
+    config: IndexConfig, plan: Plan, floor: Floor | None, totals: Totals
+) -> dict[str, Any] | None:
+    """What was allowed and what became of it, network px; None: there was no budget."""
+    if plan.budget is None:
+        return None
+    return {
+        "pixels": config.focus.budget,
+        "per": config.focus.budget_per,
+        **(asdict(floor) if floor else {}),
+        "spent": totals.pixels_processed + totals.pixels_padded,
+        "chips_refused": totals.chips_refused,
+    }
 
 
 def write_run(
@@ -77,6 +98,8 @@ def write_run(
             "skipped": outcome.skipped,
             "wall_seconds": round(outcome.seconds, 3),
             "stages": outcome.stages,
+            "budget": outcome.budget,
+            "guarantee": guarantee_record(config),
         },
     )
 
@@ -106,6 +129,7 @@ def summary(outcome: Outcome) -> str:
         f"  scale {i}   {chips} chips, {pixels / 1e6:.1f} MP"
         for i, (pixels, chips) in enumerate(scales)
     ]
+    lines += [_budget_line(outcome.budget)] if outcome.budget else []
     lines += [_stage_line(stage) for stage in outcome.stages]
     lines += [f"error       {message}" for message in t.first_errors]
     rate = (t.images - outcome.skipped) / max(1e-9, outcome.seconds)
@@ -114,6 +138,17 @@ def summary(outcome: Outcome) -> str:
         f"output      {outcome.uri}",
     ]
     return "\n".join(lines)
+
+
+def _budget_line(budget: dict[str, Any]) -> str:
+    """What was allowed, what was spent, what was left out."""
+    text = f"budget      {budget['pixels'] / 1e6:.4g} MP"
+    if budget["per"] == "image":
+        text += " an image"
+    else:
+        text += f" in all, {budget['spent'] / 1e6:.4g} MP spent; the least gain of a chip is "
+        text += f"{budget['least_gain']:.4g} FocusPixels per MP, by {budget['sample']} images"
+    return f"{text}; {budget['chips_refused']} chips refused"
 
 
 def _stage_line(stage: dict[str, Any]) -> str:

@@ -11,11 +11,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from af_pipeline.cascade import Plan
 from af_pipeline.dist.pools import PoolPlan, Route
 from af_pipeline.dist.stages import FusedStage, StageSettings
 from af_pipeline.dist.todo import scan
 from af_pipeline.lanes import Lane
+from af_pipeline.plans import Plan
 from af_pipeline.scales import Scale
 from af_pipeline.schema import MANIFEST, ImageRow, table_to_rows
 from af_pipeline.settings import IndexConfig
@@ -128,6 +128,8 @@ def costs(config: IndexConfig, sample: Sample, images: int, seconds: float) -> l
         f"  scale {i}   {chips[i]:.1f} chips, {pixels[i] / 1e6:.2f} MP an image"
         for i in range(len(pixels))
     ]
+    if config.mode == "autofocus" and config.focus.budget is not None:
+        lines.append(_refused(config, good))
     share = len(good) / len(sample.rows)
     total = images * share * float(pixels.sum())
     lines += [
@@ -137,6 +139,14 @@ def costs(config: IndexConfig, sample: Sample, images: int, seconds: float) -> l
         "they are as fast as this process and the sample is like the rest",
     ]
     return lines
+
+
+def _refused(config: IndexConfig, rows: Sequence[ImageRow]) -> str:
+    """The budget of one image, or of all, and how many chips it leaves out."""
+    refused = float(np.mean([sum(row.ledger.refused) for row in rows]))
+    whole = {"image": "an image", "run": "in all"}[config.focus.budget_per]
+    text = f"budget      {(config.focus.budget or 0) / 1e6:.4g} MP {whole}, padding included"
+    return f"{text}; {refused:.1f} chips refused an image"
 
 
 def _scale(scale: Scale) -> str:

@@ -15,15 +15,24 @@ from af_pipeline.config import config_hash, dump_without
 from af_pipeline.data.listing import list_tables
 from af_pipeline.data.manifest import SourceImage, write_manifest, write_tables
 from af_pipeline.data.storage import Storage
-from af_pipeline.dist.account import NOT_IDENTITY, Outcome, write_run
+from af_pipeline.dist.account import NOT_IDENTITY, Outcome, budget_record, write_run
 from af_pipeline.dist.detector_source import detector_from_config
 from af_pipeline.dist.dry_run import costs, describe, estimate_seconds, run_sample, sample_images
 from af_pipeline.dist.passes import Passes
 from af_pipeline.dist.pools import plan_pools
 from af_pipeline.dist.publish import publish
+from af_pipeline.dist.run_budget import (
+    describe_floor,
+    floored,
+    has_run_budget,
+    planned_floor,
+    stored_floor,
+    with_floor,
+)
 from af_pipeline.dist.sink import OutputError, RunFolder, reaching
 from af_pipeline.dist.stages import DetectorSource, StageSettings
 from af_pipeline.dist.todo import parts_of
+from af_pipeline.guarantee import check_guarantee
 from af_pipeline.plans import build_plan
 from af_pipeline.settings import IndexConfig, StorageConfig
 
@@ -51,6 +60,7 @@ def index(
     if not config.output.uri:
         raise OutputError("no output: give --set output.uri=DIRECTORY")
     detector = detector or detector_from_config(config)
+    check_guarantee(config, detector.identity)
     run_id = f"{config_hash(config, NOT_IDENTITY)}-{detector.identity[:8]}"
     folder = RunFolder.at(config.output.uri, storage_of(config.output.storage), run_id)
     identity = {
@@ -64,11 +74,15 @@ def index(
     storage = storage_of(config.source.storage)
     settings = StageSettings(plan, detector, config.source.max_pixels, storage)
     with reaching(folder.uri):
-        folder.check(identity, config.output.on_conflict)
+        floor = stored_floor(folder, identity)
+        folder.check(with_floor(identity, floor), config.output.on_conflict)
     with tempfile.TemporaryDirectory(prefix="af_pipeline-") as scratch, reaching(folder.uri):
         manifest = Path(scratch) / "manifest.parquet"
         # A source without images is told before the output is touched.
-        list_source(config, images, manifest)
+        listed = list_source(config, images, manifest)
+        if floor is None and has_run_budget(config, plan):
+            floor = planned_floor(config, manifest, listed, settings, pools)
+        identity, settings = with_floor(identity, floor), floored(settings, floor)
         folder.open(identity, config.output.on_conflict)
         folder.write_file("manifest.parquet", manifest)
         run = Passes(config, folder, manifest, settings, pools, console)
@@ -76,7 +90,8 @@ def index(
         chips = config.output.chips
         totals = publish(folder, parts_of(folder, run.done), detector.class_names, chips, manifest)
         seconds = time.perf_counter() - began
-        outcome = Outcome(folder.uri, totals, skipped, seconds, stages)
+        budget = budget_record(config, plan, floor, totals)
+        outcome = Outcome(folder.uri, totals, skipped, seconds, stages, budget)
         run.check_owner()
         write_run(config, folder, outcome, identity)
         run.release()
@@ -87,6 +102,7 @@ def dry_run(config: IndexConfig, detector: DetectorSource | None = None) -> list
     """What `index` would do and cost, as lines; Ray must be initialised. Errors as of `index`."""
     cluster = ray.cluster_resources()
     detector = detector or detector_from_config(config)
+    check_guarantee(config, detector.identity)
     plan = build_plan(config)
     pools = plan_pools(config, plan, cluster)
     threads = config.ray.pools[0].threads or os.cpu_count() or 1
@@ -95,9 +111,15 @@ def dry_run(config: IndexConfig, detector: DetectorSource | None = None) -> list
     with tempfile.TemporaryDirectory(prefix="af_pipeline-") as scratch:
         manifest = Path(scratch) / "manifest.parquet"
         images = list_source(config, None, manifest)
+        floor = None
+        if has_run_budget(config, plan):
+            floor = planned_floor(config, manifest, images, settings, pools)
+        settings = floored(settings, floor)
         sample = run_sample(sample_images(manifest, images), settings)
     seconds = estimate_seconds(images, sample, pools, plan, cluster.get("CPU", 1.0))
     lines = describe(config, plan, pools, images)
+    if floor is not None:
+        lines += describe_floor(floor)
     return lines + costs(config, sample, images, seconds)
 
 

@@ -16,29 +16,39 @@ import ray
 from numpy.typing import NDArray
 
 from af_pipeline.cascade import Prediction, Predictor
-from af_pipeline.lanes import Lane
+from af_pipeline.lanes import Lane, canvas_pixels
+from af_pipeline.plans import Plan
 
 
 class MeteredPredictor:
     """A predictor that counts its forwards, their chips and how full the batches were.
 
-    A full batch holds as many chips of the lane's size as ``batch_pixels`` network px allow, one
-    at least; ``fill`` is the px of the chips, ``room`` those of full batches.
+    A full batch holds as many canvases as ``plan.batch_pixels`` network px allow, one at least.
+    With ``plan.pad`` a canvas is the lane, else the chips' own sides rounded up. ``fill`` is the px
+    of the chips, ``room`` those of full batches.
     """
 
-    def __init__(self, predict: Predictor, batch_pixels: int) -> None:
-        self.predict, self.batch_pixels = predict, batch_pixels
+    def __init__(self, predict: Predictor, plan: Plan) -> None:
+        self.predict, self.plan = predict, plan
         self.sums = {"forwards": 0.0, "chips": 0.0, "fill": 0.0, "room": 0.0}
 
     def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> Sequence[Prediction]:
         """As `af_pipeline.cascade.Predictor`."""
         answers = self.predict(crops, lane)
-        full = max(1, self.batch_pixels // lane.pixels)
+        canvas = self._canvas(crops, lane)
+        full = max(1, self.plan.batch_pixels // canvas)
         self.sums["forwards"] += 1
         self.sums["chips"] += len(crops)
         self.sums["fill"] += sum(crop.shape[0] * crop.shape[1] for crop in crops)
-        self.sums["room"] += max(full, len(crops)) * lane.pixels
+        self.sums["room"] += max(full, len(crops)) * canvas
         return answers
+
+    def _canvas(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> int:
+        """Network px of one canvas of the batch."""
+        if self.plan.pad:
+            return lane.pixels
+        height, width, _ = np.max([crop.shape for crop in crops], axis=0)
+        return int(canvas_pixels(height, width))
 
     def take(self) -> dict[str, float]:
         """The sums since the last call."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from af_pipeline.cascade import Plan
+from af_pipeline.plans import Plan
 from af_pipeline.settings import IndexConfig, PoolConfig
 
 RAY_CPUS = 1.0  # what Ray Data's own tasks ask for, one at a time

@@ -22,12 +22,13 @@ IMAGES_PER_PART = 200_000  # images whose rows go into one file of each table
 
 @dataclass
 class Totals:
-    """Sums over all images of a run; pixels are network px."""
+    """Sums over all images of a run; pixels are network px; a budget refuses chips."""
 
     images: int = 0
     errors: int = 0
     detections: int = 0
     chips: int = 0
+    chips_refused: int = 0
     pixels_processed: int = 0
     pixels_padded: int = 0
     pixels_pyramid: int = 0
@@ -161,6 +162,7 @@ def _add_totals(totals: Totals, rows: Sequence[ImageRow]) -> None:
                 totals.first_errors.append(f"{row.image_id}: {row.error}")
         totals.detections += len(row.detections)
         totals.chips += sum(ledger.chips[1:])
+        totals.chips_refused += sum(ledger.refused)
         totals.pixels_processed += sum(ledger.pixels)
         totals.pixels_padded += sum(ledger.padded)
         totals.pixels_pyramid += ledger.pixels_pyramid

@@ -6,8 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from af_pipeline.cascade import Plan, stack
+from af_pipeline.cascade import stack
 from af_pipeline.dist.meter import StageMeter
+from af_pipeline.plans import Plan
 from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
 
 STACK = "Stack"

@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from af_pipeline.cascade import Plan, Predictor, advance, look, pending_pixels, start_row
+from af_pipeline.cascade import Predictor, advance, look, pending_pixels, start_row
 from af_pipeline.codec import DecodeError, decode_image, image_size
 from af_pipeline.data.storage import LOCAL, SourceError, Storage, read_bytes
 from af_pipeline.dist.meter import MeteredPredictor, StageMeter
 from af_pipeline.dist.stacking_stage import fail
+from af_pipeline.plans import Plan
 from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
 
 # Originals, or network px of chips, that an actor holds at once: about 200 MB. A larger image is
@@ -72,7 +73,7 @@ class DetectStage:
         self.settings, self.plan = settings, settings.plan
         detector = settings.detector
         predict = detector.loader(settings.threads, **detector.options)
-        self.predict = MeteredPredictor(predict, settings.plan.batch_pixels)
+        self.predict = MeteredPredictor(predict, settings.plan)
         self.meter = StageMeter(settings.name, settings.counter, settings.alone)
 
     def __call__(self, table: pa.Table) -> pa.Table:

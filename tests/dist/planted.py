@@ -124,7 +124,7 @@ def index_config(images: Path, out: Path, **changes: Any) -> IndexConfig:
             {"factor": 1.0, "valid_range": [34, 72]},
             {"factor": 2.0, "valid_range": [-1, 34]},
         ],
-        "focus": [{"min_size": 64}, {"min_size": 64}],
+        "focus": {"steps": [{"min_size": 64}, {"min_size": 64}]},
         "lanes": {"sides": [128, 256, 512], "overlap": 128},
         "stack": {"min_score": 0.2},
         "ray": {"rows_per_block": 2},

@@ -39,7 +39,7 @@ TWO_SCALES: dict[str, Any] = {
         {"factor": 0.5, "valid_range": [72, -1]},
         {"factor": 1.0, "valid_range": [-1, 72]},
     ],
-    "focus": [{"min_size": 64}],
+    "focus": {"steps": [{"min_size": 64}]},
 }
 
 

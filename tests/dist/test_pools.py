@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from af_pipeline.cascade import Plan
 from af_pipeline.dist.pools import PoolPlan, plan_pools, routes_of
-from af_pipeline.plans import build_plan
+from af_pipeline.plans import Plan, build_plan
 from af_pipeline.settings import IndexConfig
 from tests.dist.planted import index_config
 

@@ -12,7 +12,7 @@ from tests.pictures import save
 
 INDEX = {
     "pyramid": [{"factor": 0.25, "valid_range": [40, -1]}, {"factor": 0.5}],
-    "focus": [{"min_size": 64}],
+    "focus": {"steps": [{"min_size": 64}]},
     "mode": "pyramid",
 }
 TREE: dict[str, Any] = {

@@ -1,64 +1,15 @@
 """jobs/evaluate.py as a user meets it: its table, its file, and one clear line per bad input."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-ROOT = Path(__file__).resolve().parents[2]
-BOX = {"x0": 10.0, "y0": 10.0, "x1": 60.0, "y1": 60.0}
-
-
-def write_table(folder: Path, rows: list[dict[str, Any]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "part-0.parquet")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    out = tmp_path / "out"
-    found = {"label": "car", "score": 0.9, **BOX}
-    write_table(
-        out / "detections",
-        [{"image_id": "a.jpg", **found}, {"image_id": "a.jpg", **found, "score": 0.05}],
-    )
-    spent = {"status": "ok", "pixels_processed": 100, "pixels_pyramid": 400}
-    write_table(out / "images", [{"image_id": "a.jpg", **spent}])
-    (out / "run.json").write_text("{}")
-    return out
-
-
-@pytest.fixture
-def truth(tmp_path: Path) -> Path:
-    path = tmp_path / "truth.json"
-    objects = [{"id": i, "image_id": i, "category_id": 1, "bbox": [10, 10, 50, 50]} for i in (1, 2)]
-    path.write_text(
-        json.dumps(
-            {
-                "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
-                "categories": [{"id": 1, "name": "car"}],
-                "annotations": objects,
-            }
-        )
-    )
-    return path
-
-
-def evaluate(out: Path, truth: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "jobs/evaluate.py", "--detections", str(out)]
-    return subprocess.run(
-        [*command, "--ground-truth", str(truth), *options],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+from jobs.evaluate import main
+from tests.jobs.evaluating import BOX, assert_refused, evaluate, write_table
 
 
 def test_prints_the_table_and_writes_metrics_json(out: Path, truth: Path) -> None:
@@ -143,6 +94,8 @@ def test_min_score_and_output(out: Path, truth: Path, tmp_path: Path) -> None:
     assert written["num_detections"] == {"car": 1}
     assert written["max_dets"] == 7
     assert not (out / "metrics.json").exists()
+    assert not (out / "errors.parquet").exists()
+    assert (tmp_path / "errors.parquet").exists()
 
 
 def test_incomplete_runs_need_a_flag(out: Path, truth: Path) -> None:
@@ -165,10 +118,12 @@ def test_run_without_a_single_detection(out: Path, truth: Path) -> None:
     assert json.loads((out / "metrics.json").read_text())["overall"]["AP"] == 0.0
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], hint: str) -> None:
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert hint in done.stderr
+def with_bbox(bbox: str, image_id: str = "1", name: str = '"car"') -> str:
+    annotation = f'{{"id": 1, "image_id": {image_id}, "category_id": 1, "bbox": {bbox}}}'
+    return (
+        f'{{"images": [{{"id": {image_id}, "file_name": "a.jpg"}}], '
+        f'"categories": [{{"id": 1, "name": {name}}}], "annotations": [{annotation}]}}'
+    )
 
 
 def test_missing_output_directory(tmp_path: Path, truth: Path) -> None:
@@ -186,6 +141,17 @@ def test_broken_part_file(out: Path, truth: Path) -> None:
     assert_refused(evaluate(out, truth), "part-0.parquet")
 
 
+def test_columns_of_another_type(out: Path, truth: Path) -> None:
+    write_table(out / "detections", [{"image_id": "a.jpg", "label": "car", "score": [1.0], **BOX}])
+    assert_refused(evaluate(out, truth), "list")
+
+
+def test_numbers_that_are_none(out: Path, truth: Path) -> None:
+    done = evaluate(out, truth, "--error-score", "nan")
+    assert done.returncode == 2
+    assert "--error-score" in done.stderr.splitlines()[-1]
+
+
 def test_missing_ground_truth(out: Path, tmp_path: Path) -> None:
     assert_refused(evaluate(out, tmp_path / "nowhere.json"), "nowhere.json")
 
@@ -197,6 +163,11 @@ def test_missing_ground_truth(out: Path, tmp_path: Path) -> None:
         ("[1]", "expected an object"),
         ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}', "no 'annotations'"),
         ('{"images": [1], "annotations": [1], "categories": [1]}', "without"),
+        (with_bbox("[1, 2, NaN, 4]"), "must be [x, y, w, h]"),
+        (with_bbox("[1, 2, -3, 4]"), "below 0"),
+        (with_bbox('[1, 2, 3, 4], "area": "x"'), "the area 'x'"),
+        (with_bbox("[1, 2, 3, 4]", image_id="[1]"), "with id [1]"),
+        (with_bbox("[1, 2, 3, 4]", name="7"), "with name 7"),
     ],
 )
 def test_unusable_ground_truth(out: Path, truth: Path, content: str, hint: str) -> None:
@@ -207,6 +178,76 @@ def test_unusable_ground_truth(out: Path, truth: Path, content: str, hint: str) 
 def test_detections_of_other_images(out: Path, truth: Path) -> None:
     write_table(out / "detections", [{"image_id": "z.jpg", "label": "car", "score": 0.9, **BOX}])
     assert_refused(evaluate(out, truth), "z.jpg")
+
+
+def test_exported_detections_score_the_same_in_coco(out: Path, truth: Path, tmp_path: Path) -> None:
+    target = tmp_path / "results.json"
+    stray = {"image_id": "a.jpg", "label": "zebra", "score": 0.9, **BOX}
+    rows = pq.read_table(out / "detections").to_pylist()
+    write_table(out / "detections", [*rows, stray])
+    assert evaluate(out, truth, "--export-coco", str(target)).returncode == 0
+    written = json.loads(target.read_text())
+    box = [10.0, 10.0, 50.0, 50.0]
+    assert written[0] == {"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9}
+    assert len(written) == 2
+    content = json.loads(truth.read_text())
+    for entry in content["annotations"]:
+        entry |= {"area": 2500, "iscrowd": 0}
+    truth.write_text(json.dumps(content))
+    coco = COCO(str(truth))
+    coco_eval = COCOeval(coco, coco.loadRes(str(target)), "bbox")
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    coco_eval.summarize()
+    expected = json.loads((out / "metrics.json").read_text())["overall"]
+    assert coco_eval.stats[0] == pytest.approx(expected["AP"])
+
+
+def test_scores_of_every_class_and_size(out: Path, truth: Path) -> None:
+    sides = {"small": 20, "medium": 60, "large": 120}
+    content = json.loads(truth.read_text())
+    content["categories"] = [{"id": 1, "name": "car"}, {"id": 2, "name": "bus"}]
+    boxes = [
+        (label, [150.0 * place, 200.0 * label, side, side])
+        for label in (1, 2)
+        for place, side in enumerate(sides.values())
+    ]
+    content["annotations"] = [
+        {"id": n, "image_id": 1, "category_id": label, "bbox": box}
+        for n, (label, box) in enumerate(boxes)
+    ]
+    truth.write_text(json.dumps(content))
+    rows = []
+    for label, (x, y, w, h) in boxes:
+        if label == 1 or w < 100:  # the large bus is not found
+            corners = {"x0": x, "y0": y, "x1": x + w, "y1": y + h}
+            name = content["categories"][label - 1]["name"]
+            rows.append({"image_id": "a.jpg", "label": name, "score": 0.9, **corners})
+    write_table(out / "detections", rows)
+    assert evaluate(out, truth).returncode == 0
+    written = json.loads((out / "metrics.json").read_text())
+    sizes = ("APS", "APM", "APL")
+    car, bus = (written["per_class"][name] for name in ("car", "bus"))
+    assert [car[size] for size in sizes] == pytest.approx([1, 1, 1])
+    assert [bus[size] for size in sizes] == pytest.approx([1, 1, 0])
+    assert [written["overall"][size] for size in sizes] == pytest.approx([1, 1, 0.5])
+    assert bus["AP50"] == pytest.approx(67 / 101)
+    assert written["overall"]["AP50"] == pytest.approx((1 + 67 / 101) / 2)
+    assert written["voc"]["per_class"]["bus"]["ap"] == pytest.approx(2 / 3)
+
+
+def test_other_file_systems(out: Path, truth: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(out), "/evaluate/out", recursive=True)
+    command = ["--detections", "memory://evaluate/out", "--ground-truth", str(truth)]
+    assert main([*command, "--export-coco", "memory://evaluate/found.json"]) == 0
+    assert json.loads(memory.cat("/evaluate/out/metrics.json"))["errors"]["score"] == 0.3
+    with memory.open("/evaluate/out/errors.parquet") as file:
+        kinds = pq.read_table(file)["kind"].to_pylist()
+    assert kinds == ["image"]
+    assert len(json.loads(memory.cat("/evaluate/found.json"))) == 2
 
 
 def test_impossible_max_dets(out: Path, truth: Path) -> None:
