@@ -6,6 +6,7 @@ Source: AutoFocus (ICCV 2019) §5.2 to §5.4; the guarantee is `af_pipeline.guar
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ from af_pipeline.tuning import (
 )
 
 # Thresholds tried for a guarantee: those chosen, moved by so much in log odds; safest first.
-SHIFTS = (-4.0, -3.0, -2.25, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
+SHIFTS = (-math.inf, -6.0, -4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0)
 BEAM = 3  # settings of a finer step that the search of the next coarser one goes on with
 CONFIGURED = "as configured"
 

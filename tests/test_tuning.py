@@ -114,6 +114,7 @@ def test_safer_thresholds() -> None:
     below, above = safer(RULE, -1.0), safer(RULE, 1.0)
     assert 0 < below.threshold < 0.3 < above.threshold < 1
     assert replace(below, threshold=0.3) == RULE
+    assert safer(RULE, -np.inf).threshold == 0
 
 
 def test_replays_in_processes_are_those_in_this_one() -> None:

@@ -27,6 +27,11 @@ def run(output: Path, *more: str) -> int:
     return main(["--config", CONFIG, "--output", str(output), "--confirm", "2", *SEARCH, *more])
 
 
+def times(out: Path) -> dict[Path, int]:
+    """When what was looked at was written."""
+    return {path: path.stat().st_mtime_ns for path in out.glob("[rc]*[sm]/*")}
+
+
 @pytest.mark.slow
 def test_with_ground_truth(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -48,9 +53,8 @@ def test_with_ground_truth(
     assert chosen["pixels"] == min(one["pixels"] for one in real)
     assert points["pyramid"]["recall"] == 1
     assert points["whole"]["pixels"] < chosen["pixels"] < points["pyramid"]["pixels"]
-    before, after = content["oracle"]
-    assert after["share"] > 0
-    assert before["name"] == "as configured"
+    assert "as configured" in {one["name"] for one in content["oracle"]}
+    assert all(0 < one["share"] for one in content["oracle"])
     report = out / "report"
     for name in ("bound", "recall", "points", "shares"):
         assert pq.read_table(report / f"{name}.parquet").num_rows > 0
@@ -58,9 +62,9 @@ def test_with_ground_truth(
         assert (report / f"{name}.png").stat().st_size > 10_000
     assert "Table 1" in (report / "index.html").read_text()
     # the same command again goes on: everything is there, nothing is looked at
-    made = {path: path.stat().st_mtime_ns for path in out.glob("[rc]*/*.[np][pa]*")}
+    made = times(out)
     assert run(out, "--ground-truth", str(scenes), *limits) == 0
-    assert {path: path.stat().st_mtime_ns for path in out.glob("[rc]*/*.[np][pa]*")} == made
+    assert times(out) == made
     assert json.loads((out / "tune.json").read_text())["points"] == content["points"]
     # half a line at the end of the trials, as a kill leaves it
     trials = out / "trials.jsonl"
