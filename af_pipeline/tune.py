@@ -150,7 +150,8 @@ def tune(config: IndexConfig, rule: TuneRule, progress: Progress) -> TuneOutcome
 def _prepare(config: IndexConfig, rule: TuneRule, progress: Progress) -> tuple[Tuning, list[str]]:
     if len(config.pyramid) < 2:
         raise ValueError("tuning needs a pyramid of two scales or more")
-    config = config.model_copy(update={"mode": "autofocus", "guarantee": None})
+    focus = config.focus.model_copy(update={"budget": None})
+    config = config.model_copy(update={"mode": "autofocus", "guarantee": None, "focus": focus})
     calibration = rule.calibration if rule.alpha is not None else 0
     sample = draw_sample(config, rule.ground_truth, rule.sample, calibration, rule.seed)
     used, bad = readable(sample.tune, config)

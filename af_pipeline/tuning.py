@@ -34,19 +34,24 @@ Rules = tuple[ChipRule | None, ...]  # one a step; None: everything goes on
 
 @dataclass(frozen=True)
 class Grid:
-    """Values tried at every step; lengths in network px of the map's scale, dilation in cells."""
+    """Values tried at every step; lengths in network px of the map's scale, dilation in cells.
+
+    Without ``chip_costs`` (px of area) the configured one stays.
+    """
 
     thresholds: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     dilations: tuple[int, ...] = (1, 3)
     contexts: tuple[int, ...] = (0, 8, 16)
     min_sizes: tuple[int, ...] = (32, 64, 128)
+    chip_costs: tuple[float, ...] = ()
 
     def rules(self, like: ChipRule) -> list[ChipRule]:
         """Every combination, else as ``like``."""
         values = (self.thresholds, self.dilations, self.contexts, self.min_sizes)
+        costs = self.chip_costs or (like.chip_cost,)
         return [
-            replace(like, threshold=threshold, dilation=dilation, context=context, min_size=least)
-            for threshold, dilation, context, least in itertools.product(*values)
+            ChipRule(threshold, dilation, least, like.merge, cost, context)
+            for threshold, dilation, context, least, cost in itertools.product(*values, costs)
         ]
 
 
@@ -129,9 +134,8 @@ def key_of(rules: Rules) -> str:
 
 def _text(rule: ChipRule) -> str:
     values = asdict(rule)
-    return " ".join(
-        f"{name[0]}{values[name]:g}" for name in ("threshold", "dilation", "context", "min_size")
-    )
+    names = ("threshold", "dilation", "context", "min_size")
+    return " ".join(f"{name[0]}{values[name]:g}" for name in names) + f" p{rule.chip_cost:g}"
 
 
 class Replayer:

@@ -1,7 +1,7 @@
 """How often the guarantee of jobs/tune.py holds, over many random splits of real images.
 
 python benchmarks/guarantee.py --config configs/index/aerial.yaml --ground-truth A.json \
-    [--ground-truth B.json] --output OUT [--splits 200] [--alpha 0.2] [--delta 0.1]
+    [--ground-truth B.json] --output OUT [--images 1000] [--splits 200] [--alpha 0.2]
 
 Every image is looked at once with the full pyramid and with the cascade at every threshold of the
 path that jobs/tune.py tests. Each split certifies on one part of the images and measures on the
@@ -34,8 +34,8 @@ from af_pipeline.tuner import Runner
 from af_pipeline.tuning import Reference, safer
 
 
-def measure(config: IndexConfig, files: Sequence[str], output: Path) -> np.ndarray:
-    """Shares lost [settings, images] of all images of ``files``."""
+def measure(config: IndexConfig, files: Sequence[str], output: Path, count: int) -> np.ndarray:
+    """Shares lost [settings, images] of ``count`` images of each of ``files``, if there are."""
 
     def progress(items: Sequence, what: str) -> Iterable:
         return track(items, what)
@@ -54,7 +54,7 @@ def measure(config: IndexConfig, files: Sequence[str], output: Path) -> np.ndarr
     pyramid = replace(plan, rules=(None,) * len(plan.rules))
     parts = []
     for number, file in enumerate(files):
-        images = draw_sample(config, file, 10**6, 0, 0).tune
+        images = draw_sample(config, file, count, 0, 0).tune
         runner = Runner(config, predict, output / str(number), progress)
         parts.append(runner.losses(images, pyramid, plans, Reference({}, (), None)))
     return np.concatenate(parts, 1)
@@ -95,12 +95,13 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], dest="sets")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--images", type=int, default=1000, help="of each file, at most")
     parser.add_argument("--share", type=float, default=0.5, help="of the images, to certify on")
     parser.add_argument("--alpha", type=float, default=0.2)
     parser.add_argument("--delta", type=float, default=0.1)
     arguments = parser.parse_args()
     config = load_config(IndexConfig, arguments.config, arguments.sets)
-    losses = measure(config, arguments.ground_truth, arguments.output)
+    losses = measure(config, arguments.ground_truth, arguments.output, arguments.images)
     means = losses.mean(1)
     print(f"{losses.shape[1]} images; mean share lost by setting, safest first:", means.round(4))
     records = split_risks(

@@ -23,6 +23,7 @@ from rich.progress import track
 from af_pipeline.cli import complain, config_parser
 from af_pipeline.config import ConfigError, load_config
 from af_pipeline.settings import IndexConfig
+from af_pipeline.tuning import Grid, Limits
 
 Item = TypeVar("Item")
 
@@ -35,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return complain(error, 2)
     from af_pipeline.tune import TuneRule, tune
-    from af_pipeline.tuning import Grid, Limits
 
     try:
         rule = TuneRule(
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 arguments.dilations,
                 arguments.contexts,
                 arguments.min_sizes,
+                arguments.chip_costs,
             ),
             confirm=arguments.confirm,
             workers=arguments.workers,
@@ -90,12 +91,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "with ground truth of those that are right (0.05)")  # fmt: skip
     add("--confirm", type=_positive, default=5, help="settings to run for real (5)")
     add("--workers", type=_positive, default=2, help="processes that replay (2)")
-    add("--thresholds", type=_floats, default=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
-    add("--dilations", type=_ints, default=(1, 3), help="cells")
-    add("--contexts", type=_ints, default=(0, 8, 16), help="network px of the map's scale")
-    add("--min-sizes", type=_ints, default=(32, 64, 128), help="network px of the map's scale")
-    add("--alpha", type=float, help="certify: mean share of confident detections lost, at most")
-    add("--delta", type=float, default=0.1, help="probability that this does not hold (0.1)")
+    add("--thresholds", type=_floats, default=Grid.thresholds, help="probabilities tried")
+    add("--dilations", type=_ints, default=Grid.dilations, help="cells")
+    add("--contexts", type=_ints, default=Grid.contexts, help="network px of the map's scale")
+    add("--min-sizes", type=_ints, default=Grid.min_sizes, help="network px of the map's scale")
+    add("--chip-costs", type=_floats, default=(), help="px of area; none: as configured")
+    add("--alpha", type=_share, help="certify: mean share of confident detections lost, at most")
+    add("--delta", type=_share, default=0.1, help="probability that this does not hold (0.1)")
     add("--calibration", type=_positive, default=100, help="further images to certify on (100)")
     return parser.parse_args(argv)
 
@@ -104,6 +106,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, found {value}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, found {value:g}")
     return value
 
 

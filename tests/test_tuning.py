@@ -52,6 +52,9 @@ def test_every_combination_is_tried_once_at_its_step() -> None:
     assert len(tried) == len({key_of(rules) for rules in tried}) == 2 * 8
     assert {rules[1] for rules in tried} == {rules[1] for rules in beam}
     assert all(rules[0].chip_cost == RULE.chip_cost for rules in tried)
+    prices = Grid((0.1,), (1,), (0,), (32,), (5.0, 6.0)).rules(RULE)
+    assert [rule.chip_cost for rule in prices] == [5.0, 6.0]
+    assert len({key_of((rule,)) for rule in prices}) == 2
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1))
