@@ -10,25 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from af_pipeline.cascade import Prediction
+from af_pipeline.devices import Switch, pick_device, use_bf16
 from af_pipeline.focus import STRIDE
 from af_pipeline.lanes import Lane
 from af_pipeline.model.base import INPUT_MULTIPLE, Detector, Output
 from af_pipeline.model.checkpoint import load_detector
 from af_pipeline.model.fold import folded
 from af_pipeline.samples import PAD_VALUE
-
-
-class DeviceError(ValueError):
-    """The asked-for device is not there."""
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" takes a GPU where there is one; "cuda" without one raises DeviceError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("device=cuda, but torch sees no GPU here: use device=auto or cpu")
-    return torch.device(name)
 
 
 def pad_batch(
@@ -58,16 +46,17 @@ class TorchPredictor:
         self,
         detector: Detector,
         device: torch.device,
-        bf16: bool = True,
+        bf16: Switch = "auto",
         pad_to_lane: bool = False,
         min_score: float = 0.01,
         nms_iou: float = 0.6,
         proposals: bool = False,
     ) -> None:
         self.detector = folded(detector).to(device)
-        if bf16:
+        self.device, self.pad_to_lane = device, pad_to_lane
+        self.bf16 = use_bf16(bf16, device)
+        if self.bf16:
             _halve(self.detector.backbone)
-        self.device, self.bf16, self.pad_to_lane = device, bf16, pad_to_lane
         self.min_score, self.nms_iou = min_score, nms_iou
         self.proposals = proposals
 
@@ -110,7 +99,7 @@ def _halve(network: nn.Module) -> None:
 def load_predictor(
     checkpoint: str,
     device: str = "auto",
-    bf16: bool = True,
+    bf16: Switch = "auto",
     pad_to_lane: bool = False,
     min_score: float = 0.01,
     nms_iou: float = 0.6,

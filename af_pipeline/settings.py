@@ -331,7 +331,9 @@ class IndexConfig(Section):
     )
     checkpoint: str = Field("checkpoints/aerial_tiny.safetensors", description="detector weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where detectors run")
-    bf16: bool = Field(True, description="bfloat16 autocast: about half the time, same AP")
+    bf16: bool | Literal["auto"] = Field(
+        "auto", description="bfloat16 autocast, same AP; auto: where the device computes in it"
+    )
     pyramid: tuple[ScaleConfig, ...] = Field(description="scales, coarse to fine")
     focus: FocusSection = FocusSection()
     detector_score: float = Field(0.01, ge=0, le=1, description="lowest score kept per chip")

@@ -144,7 +144,9 @@ class OptimConfig(Section):
     focus_weight: float = Field(1.0, ge=0)
     rpn_class_weight: float = Field(1.0, ge=0, description="faster_rcnn only")
     rpn_box_weight: float = Field(1.0, ge=0, description="faster_rcnn only")
-    bf16: bool = Field(True, description="bfloat16 autocast of the forward pass")
+    bf16: bool | Literal["auto"] = Field(
+        "auto", description="bfloat16 autocast of the forward pass; auto: where the device has it"
+    )
 
     @model_validator(mode="after")
     def _steps(self) -> OptimConfig:

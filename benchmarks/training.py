@@ -40,7 +40,7 @@ WARM = 20
 def bare_loop(config: TrainConfig, classes: int, batches: list, device: torch.device) -> float:
     """Chips/s of the plainest loop over ``batches`` (an iterable of engine.Batch)."""
     torch.manual_seed(config.run.seed)
-    rule = optim_rule(config)
+    rule = optim_rule(config, device)
     detector = build_detector(config.model.model_dump(), classes)
     model = LossModule(detector.to(device, memory_format=torch.channels_last))
     optimizer = build_optimizer(model, rule)

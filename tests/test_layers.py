@@ -62,6 +62,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     ),
     "report": ("af_pipeline.report.*",),
     "torch": (
+        "af_pipeline.devices",
         "af_pipeline.engine",
         "af_pipeline.model.*",
         "af_pipeline.predict",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from af_pipeline.devices import DeviceError, pick_device, use_bf16
 from af_pipeline.lanes import Lane
 from af_pipeline.model.checkpoint import (
     CheckpointError,
@@ -15,7 +16,7 @@ from af_pipeline.model.checkpoint import (
     save_checkpoint,
 )
 from af_pipeline.model.detector import AutoFocusDetector
-from af_pipeline.predict import DeviceError, TorchPredictor, load_predictor, pad_batch, pick_device
+from af_pipeline.predict import TorchPredictor, load_predictor, pad_batch
 from af_pipeline.samples import PAD_VALUE
 
 LANE = Lane(160, 192)
@@ -73,6 +74,20 @@ def test_devices() -> None:
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(DeviceError, match="device=cuda, but torch sees no GPU here: use"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize("device", [CPU, torch.device("cuda")])
+@pytest.mark.parametrize("switch", [True, False])
+def test_bf16_as_asked(switch: bool, device: torch.device) -> None:
+    assert use_bf16(switch, device) is switch
+
+
+def test_bf16_where_the_cpu_has_it() -> None:
+    info = Path("/proc/cpuinfo")
+    if not info.exists() or "flags" not in info.read_text():
+        pytest.skip("no list of this CPU's instructions")
+    flags = set(info.read_text().split())
+    assert use_bf16("auto", CPU) == bool(flags & {"avx512_bf16", "amx_tile"})
 
 
 # ---- predictions

@@ -7,10 +7,11 @@ from typing import Any
 import ray
 import torch
 
+from af_pipeline.devices import pick_device
 from af_pipeline.dist.stages import DetectorSource
 from af_pipeline.model.base import Detector
 from af_pipeline.model.checkpoint import checkpoint_hash, load_detector
-from af_pipeline.predict import TorchPredictor, pick_device
+from af_pipeline.predict import TorchPredictor
 from af_pipeline.settings import IndexConfig
 
 

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from af_pipeline.config import dump_config
 from af_pipeline.data.annotations import AnnotatedDataset
 from af_pipeline.data.training import StreamState
+from af_pipeline.devices import use_bf16
 from af_pipeline.dist.training_log import METRICS_FILE, TrainingLog, run_folder
 from af_pipeline.engine import (
     LossModule,
@@ -42,8 +43,8 @@ BEST_FILE = "best.safetensors"  # averaged weights of the best validation so far
 STATE_FILE = "training.pt"
 
 
-def optim_rule(config: TrainConfig) -> OptimRule:
-    """The optimiser's numbers."""
+def optim_rule(config: TrainConfig, device: torch.device) -> OptimRule:
+    """The optimiser's numbers on ``device``."""
     optim = config.optim
     names = ("rpn_class", "rpn_box", "class", "box", "focus")
     return OptimRule(
@@ -54,7 +55,7 @@ def optim_rule(config: TrainConfig) -> OptimRule:
         clip_norm=optim.clip_norm,
         ema_decay=optim.ema_decay,
         weights={name: getattr(optim, f"{name}_weight") for name in names},
-        bf16=optim.bf16,
+        bf16=use_bf16(optim.bf16, device),
         optimizer=optim.optimizer,
         momentum=optim.momentum,
         schedule=optim.schedule,
@@ -97,7 +98,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     _prepare_torch(config, context.get_local_world_size())
-    rule, device = optim_rule(config), get_device()
+    device = get_device()
+    rule = optim_rule(config, device)
     dataset = load_training(config)
     names = tuple(settings["class_names"])
     stream = build_stream(config, dataset)
