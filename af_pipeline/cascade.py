@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,8 @@ class Prediction:
     padded: int = 0
 
 
-# Crops uint8 [h, w, 3] of one lane (all fit in it) -> one prediction each.
+# Crops uint8 [h, w, 3] of one lane (all fit in it) -> one prediction each. One that may be called
+# from several threads at once has an attribute ``spread``, used as `map` is on its batches.
 Predictor = Callable[[Sequence[NDArray[np.uint8]], Lane], Sequence[Prediction]]
 
 # Tiles, their views and the plan -> one prediction per tile, wherever it comes from.
@@ -131,11 +133,23 @@ def advance(rows: Sequence[ImageRow], scale: int, plan: Plan) -> None:
 
 def run_cascade(row: ImageRow, image: NDArray[np.uint8], plan: Plan, predict: Predictor) -> None:
     """The whole cascade on one decoded image [H, W, 3] RGB, in place."""
-    start_row(row, image, plan)
+    run_block([row], [image], plan, predict)
+
+
+def run_block(
+    rows: Sequence[ImageRow],
+    images: Sequence[NDArray[np.uint8]],
+    plan: Plan,
+    predict: Predictor,
+) -> None:
+    """`run_cascade` on several images, scale by scale: more chips to share threads and batches."""
+    for row, image in zip(rows, images, strict=True):
+        start_row(row, image, plan)
     for scale in range(len(plan.scales)):
-        look([row], scale, plan, predict)
-        advance([row], scale, plan)
-    stack(row, plan.stack)
+        look(rows, scale, plan, predict)
+        advance(rows, scale, plan)
+    for row in rows:
+        stack(row, plan.stack)
 
 
 def pending_pixels(row: ImageRow, scale: int, plan: Plan) -> int:
@@ -176,13 +190,20 @@ def predict_tiles(
         canvas if plan.pad else (*chip, *canvas)
         for chip, canvas in zip(chips, canvases, strict=True)
     ]
-    predictions: dict[int, Prediction] = {}
+    pixels = [height * width for height, width in canvases]
+    batches = pack(keys, pixels, plan.batch_pixels)
+    # The longest first, so that threads end at about the same time.
+    batches.sort(key=lambda batch: -pixels[batch[0]] * len(batch))
     cutter = Cutter(views)
-    for batch in pack(keys, [height * width for height, width in canvases], plan.batch_pixels):
+
+    def answer(batch: NDArray[np.int64]) -> Sequence[Prediction]:
         crops = [cutter.cut(tiles[i]) for i in batch]
-        lane = plan.lanes[tiles[batch[0]].lane]
-        for i, answer in zip(batch, predict(crops, lane), strict=True):
-            predictions[int(i)] = answer
+        return predict(crops, plan.lanes[tiles[batch[0]].lane])
+
+    spread = getattr(predict, "spread", map)
+    predictions = dict(
+        zip(np.concatenate(batches), chain.from_iterable(spread(answer, batches)), strict=True)
+    )
     return [predictions[i] for i in range(len(tiles))]
 
 

@@ -239,7 +239,9 @@ class PoolConfig(Section):
     resources: dict[str, float] = Field(
         {}, description="custom resources per actor, as nodes were started with"
     )
-    threads: int = Field(0, ge=0, description="torch threads per actor; 0: cores shared out")
+    threads: int = Field(
+        0, ge=0, description="forwards an actor makes at once on a CPU; 0: cores shared out"
+    )
     batch_pixels: int | None = Field(
         None, ge=1, description="network px a batch may hold here; None: lanes.batch_pixels"
     )

@@ -162,14 +162,7 @@ def _prepare(config: IndexConfig, rule: TuneRule, progress: Progress) -> tuple[T
     info = load_info(config.checkpoint)
     labels = FocusLabelConfig.model_validate(info.training["config"]["focus_labels"])
     _open_folder(rule, config, sample)
-    predict = load_predictor(
-        config.checkpoint,
-        config.device,
-        config.bf16,
-        config.lanes.pad,
-        config.detector_score,
-        config.detector_nms,
-    )
+    predict = load_predictor(config)
     runner = Runner(config, predict, rule.output, progress)
     plan = build_plan(config)
     notes = [f"{len(used)} images of {sample.source} to search on."]

@@ -13,7 +13,7 @@ from af_pipeline.data.training import read_image
 from af_pipeline.metrics import evaluate_detections
 from af_pipeline.model.base import Detector
 from af_pipeline.plans import Plan, build_plan
-from af_pipeline.predict import TorchPredictor
+from af_pipeline.predict import TorchPredictor, predictor_options
 from af_pipeline.schema import ImageRow
 from af_pipeline.settings import IndexConfig
 from af_pipeline.tables import detections_table
@@ -34,14 +34,7 @@ def find_objects(
     detector: Detector, images: Sequence[AnnotatedImage], index: IndexConfig, device: torch.device
 ) -> list[ImageRow]:
     """What ``detector`` finds in ``images`` under an index config; the detector is not changed."""
-    predict = TorchPredictor(
-        detector,
-        device,
-        bf16=index.bf16,
-        pad_to_lane=index.lanes.pad,
-        min_score=index.detector_score,
-        nms_iou=index.detector_nms,
-    )
+    predict = TorchPredictor(detector, device, **predictor_options(index))
     return run_images(images, build_plan(index), predict)
 
 

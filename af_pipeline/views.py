@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,11 +97,15 @@ def forward_pixels(height: int, width: int, plan: Plan) -> int:
 
 
 class Cutter:
-    """Cuts tiles out of views; holds `HELD_PIXELS` of resized ones at most, the latest."""
+    """Cuts tiles out of views; holds `HELD_PIXELS` of resized ones at most, the latest.
+
+    Several threads may cut at once.
+    """
 
     def __init__(self, views: Sequence[View]) -> None:
         self.views = views
         self.held: dict[int, NDArray[np.uint8]] = {}
+        self.lock = Lock()
 
     def cut(self, tile: Tile) -> NDArray[np.uint8]:
         """The network input of one tile."""
@@ -112,7 +117,8 @@ class Cutter:
         if view.pixels > HELD_PIXELS and not native:
             return resize_part(view.chip.pixels, view.height, view.width, tile.rect)
         x0, y0, x1, y1 = tile.rect
-        return self._whole(tile.view)[y0:y1, x0:x1]
+        with self.lock:
+            return self._whole(tile.view)[y0:y1, x0:x1]
 
     def _whole(self, index: int) -> NDArray[np.uint8]:
         if index not in self.held:

@@ -40,14 +40,7 @@ def measure(config: IndexConfig, files: Sequence[str], output: Path, count: int)
     def progress(items: Sequence, what: str) -> Iterable:
         return track(items, what)
 
-    predict = load_predictor(
-        config.checkpoint,
-        config.device,
-        config.bf16,
-        config.lanes.pad,
-        config.detector_score,
-        config.detector_nms,
-    )
+    predict = load_predictor(config)
     plan = build_plan(config)
     rules = [tuple(safer(rule, shift) for rule in plan.rules) for shift in SHIFTS]
     plans = [replace(plan, rules=one) for one in rules]

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.cascade import Prediction, advance, look, stack, start_row
+from af_pipeline.cascade import Prediction, run_block
 from af_pipeline.focus import STRIDE, ChipRule
 from af_pipeline.lanes import Lane, make_lanes
 from af_pipeline.plans import Plan
@@ -125,13 +125,7 @@ def run_cascade(
 ) -> list[ImageRow]:
     """All images at once, through all scales and the stacking."""
     rows = [ImageRow(str(number), "") for number in range(len(images))]
-    for row, image in zip(rows, images, strict=True):
-        start_row(row, image, plan)
-    for scale in range(len(plan.scales)):
-        look(rows, scale, plan, predictor or FakePredictor())
-        advance(rows, scale, plan)
-    for row in rows:
-        stack(row, plan.stack)
+    run_block(rows, images, plan, predictor or FakePredictor())
     return rows
 
 

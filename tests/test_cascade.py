@@ -1,5 +1,8 @@
 """The cascade with a predictor that finds planted rectangles: nothing is lost, nothing doubled."""
 
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from af_pipeline.cascade import Prediction
 from af_pipeline.focus import ChipRule
-from af_pipeline.lanes import lane_of, make_lanes, split_axis
+from af_pipeline.lanes import Lane, lane_of, make_lanes, split_axis
 from af_pipeline.scales import Scale, pyramid_pixels, scaled_size
 from af_pipeline.schema import ImageRow, rows_to_table
 from af_pipeline.stacking import StackRule
@@ -29,6 +33,25 @@ AUTOFOCUS, PYRAMID = make_plan("autofocus"), make_plan("pyramid")
 SEEDS = st.integers(0, 10**6)
 SOME = settings(max_examples=40, deadline=None)
 COARSE_STEP = 2.01  # original px that the coarsest scale's boxes may be off
+
+
+class SpreadPredictor(FakePredictor):
+    """Called as ``run`` does it, `map` or a pool's; knows by whom, and the px of each look."""
+
+    def __init__(self, run: Callable[..., Iterator]) -> None:
+        super().__init__()
+        self.run, self.threads = run, set[int]()
+        self.looks: list[list[int]] = []
+
+    def spread(self, function: Callable, batches: Sequence) -> Iterator:
+        self.looks.append([])
+        return self.run(function, batches)
+
+    def __call__(self, crops: Sequence[np.ndarray], lane: Lane) -> list[Prediction]:
+        self.threads.add(threading.get_ident())
+        sides = -(-np.array([crop.shape[:2] for crop in crops]) // 32)
+        self.looks[-1].append(int(sides.prod(1).sum()))
+        return super().__call__(crops, lane)
 
 
 def chips_of(row: ImageRow, scale: int) -> np.ndarray:
@@ -245,6 +268,33 @@ def test_padded_batches_hold_chips_of_many_images(pad: bool) -> None:
     predictor = FakePredictor()
     run_cascade(images, replace(AUTOFOCUS, batch_pixels=10**9, pad=pad), predictor)
     assert predictor.batches[:6] == ([6, *predictor.batches[1:6]] if pad else [1] * 6)
+
+
+@settings(max_examples=8, deadline=None)
+@given(SEEDS, st.integers(1, 4), st.sampled_from([1, 300_000]))
+def test_threads_find_the_same(seed: int, count: int, budget: int) -> None:
+    rng = np.random.default_rng(seed)
+    images = [paint(scatter(rng, 12, 700, 900), 700, 900) for _ in range(count)]
+    plan = replace(AUTOFOCUS, batch_pixels=budget, lanes=make_lanes((128, 256)), overlap=128)
+    with ThreadPoolExecutor(4) as pool:
+        spread = SpreadPredictor(pool.map)
+        found = run_cascade(images, plan, spread)
+    assert [plain(row) for row in found] == [plain(row) for row in run_cascade(images, plan)]
+    assert spread.threads
+    assert threading.get_ident() not in spread.threads
+    serial = SpreadPredictor(map)
+    run_cascade(images, plan, serial)
+    assert all(sizes == sorted(sizes, reverse=True) for sizes in serial.looks)
+    assert [sorted(sizes) for sizes in spread.looks] == [sorted(sizes) for sizes in serial.looks]
+
+
+def test_what_fails_in_a_thread_is_told() -> None:
+    class Failing(SpreadPredictor):
+        def __call__(self, crops: Sequence[np.ndarray], lane: Lane) -> list[Prediction]:
+            raise ValueError("no memory")
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match="no memory"):
+        run_cascade([np.zeros((200, 200, 3), np.uint8)], AUTOFOCUS, Failing(pool.map))
 
 
 def test_a_rule_may_be_missing_for_one_step() -> None:

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -153,6 +154,21 @@ def test_resized_chips_are_held_up_to_the_limit(monkeypatch: pytest.MonkeyPatch)
         whole = resize(row.chips[tile.view].pixels, 260, 300)
         np.testing.assert_array_equal(cutter.cut(tile), whole[y0:y1, x0:x1])
         assert sum(image.shape[0] * image.shape[1] for image in cutter.held.values()) <= 200_000
+
+
+def test_threads_cut_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "HELD_PIXELS", 100_000)  # one view: each thread wants another
+    rng = np.random.default_rng(0)
+    row = ImageRow("0", "", 600, 600)
+    row.chips = [Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, noise(rng, 130, 150)) for _ in range(6)]
+    seen = [views.view_of(0, index, row, Scale(2.0)) for index in range(6)]
+    lanes = make_lanes((128, 256))
+    tiles = [t for i, view in enumerate(seen) for t in views.tiles_of(i, view, lanes, 32)]
+    tiles = [tiles[number] for number in rng.permutation(np.repeat(np.arange(len(tiles)), 20))]
+    one, many = views.Cutter(seen), views.Cutter(seen)
+    with ThreadPoolExecutor(8) as pool:
+        for tile, image in zip(tiles, pool.map(many.cut, tiles), strict=True):
+            np.testing.assert_array_equal(image, one.cut(tile))
 
 
 # ---- crops

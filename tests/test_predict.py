@@ -13,11 +13,13 @@ from af_pipeline.model.checkpoint import (
     CheckpointError,
     CheckpointInfo,
     build_detector,
+    load_detector,
     save_checkpoint,
 )
 from af_pipeline.model.detector import AutoFocusDetector
 from af_pipeline.predict import TorchPredictor, load_predictor, pad_batch
 from af_pipeline.samples import PAD_VALUE
+from af_pipeline.settings import IndexConfig, LaneConfig, ScaleConfig
 
 LANE = Lane(160, 192)
 CPU = torch.device("cpu")
@@ -171,7 +173,7 @@ def test_two_stages(neck: str, bf16: bool, tmp_path: Path) -> None:
     save_checkpoint(path, state, CheckpointInfo(model, ("a", "b"), {}))
     given = crops((96, 128), (50, 41))
     for proposals in (False, True):
-        predictor = load_predictor(str(path), "cpu", bf16, proposals=proposals)
+        predictor = TorchPredictor(load_detector(path)[0], CPU, bf16, proposals=proposals)
         for crop, answer in zip(given, predictor(given, LANE), strict=True):
             assert len(answer.boxes)
             assert answer.boxes.dtype == answer.scores.dtype == np.float32
@@ -179,13 +181,55 @@ def test_two_stages(neck: str, bf16: bool, tmp_path: Path) -> None:
             assert answer.focus.shape == (6, 8)
 
 
-def test_a_predictor_from_a_checkpoint(detector: AutoFocusDetector, tmp_path: Path) -> None:
+def test_a_predictor_from_a_config(detector: AutoFocusDetector, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, detector.state_dict(), CheckpointInfo(MODEL, ("a", "b", "c"), {}))
-    loaded = load_predictor(str(path), "cpu", bf16=False)
+    config = IndexConfig(
+        pyramid=(ScaleConfig(factor=1.0),),
+        mode="whole",
+        checkpoint=str(path),
+        device="cpu",
+        bf16=False,
+        detector_score=0.0,
+        detector_nms=0.3,
+        lanes=LaneConfig(pad=True),
+    )
+    loaded = load_predictor(config)
+    wanted = TorchPredictor(detector, CPU, False, True, min_score=0.0, nms_iou=0.3)
     given = crops((64, 96))
-    (one,), (two,) = loaded(given, LANE), TorchPredictor(detector, CPU, False)(given, LANE)
+    (one,), (two,) = loaded(given, LANE), wanted(given, LANE)
+    assert len(one.scores)
+    assert one.padded == LANE.pixels - 64 * 96
     np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
     np.testing.assert_allclose(one.focus, two.focus, atol=1e-4)
+    proposing = load_predictor(config.model_copy(update={"finds": "proposals"}))
+    assert (proposing(given, LANE)[0].labels == 0).all()
+    missing = config.model_copy(update={"checkpoint": str(tmp_path / "none.safetensors")})
     with pytest.raises(CheckpointError, match="does not exist"):
-        load_predictor(str(tmp_path / "none.safetensors"), "cpu")
+        load_predictor(missing)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_forwards_side_by_side(detector: AutoFocusDetector, threads: int) -> None:
+    """One core each, the same answers to the last bit; torch here keeps its threads."""
+    before = torch.get_num_threads()
+    alone = TorchPredictor(detector, CPU, False)
+    beside = TorchPredictor(detector, CPU, False, threads=threads)
+    batches = [crops((side, 160)) for side in range(20, 161, 10)]
+    list(beside.spread(beside, batches[:1], [LANE]))
+    assert set(beside.spread(lambda _: torch.get_num_threads(), range(20))) == {1}
+    assert torch.get_num_threads() == before
+    torch.set_num_threads(1)
+    try:
+        wanted = [alone(batch, LANE) for batch in batches]
+    finally:
+        torch.set_num_threads(before)
+    found = list(beside.spread(beside, batches, [LANE] * len(batches)))
+    for (one,), (two,) in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one.boxes, two.boxes)
+        np.testing.assert_array_equal(one.scores, two.scores)
+        np.testing.assert_array_equal(one.focus, two.focus)
+
+
+def test_one_thread_is_a_plain_loop(detector: AutoFocusDetector) -> None:
+    assert TorchPredictor(detector, CPU, False).spread is map

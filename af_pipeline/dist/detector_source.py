@@ -11,7 +11,7 @@ from af_pipeline.devices import pick_device
 from af_pipeline.dist.stages import DetectorSource
 from af_pipeline.model.base import Detector
 from af_pipeline.model.checkpoint import checkpoint_hash, load_detector
-from af_pipeline.predict import TorchPredictor
+from af_pipeline.predict import TorchPredictor, predictor_options
 from af_pipeline.settings import IndexConfig
 
 
@@ -20,7 +20,7 @@ def shared_predictor(threads: int, detector: bytes, **options: Any) -> TorchPred
     torch.set_num_threads(threads)
     held: Detector = ray.get(ray.cloudpickle.loads(detector))
     device = pick_device(options.pop("device"))
-    return TorchPredictor(held, device, **options)
+    return TorchPredictor(held, device, threads=threads, **options)
 
 
 def detector_from_config(config: IndexConfig) -> DetectorSource:
@@ -36,11 +36,7 @@ def detector_from_config(config: IndexConfig) -> DetectorSource:
         # also for actors that restart late.
         "detector": ray.cloudpickle.dumps(ray.put(detector)),
         "device": config.device,
-        "bf16": config.bf16,
-        "pad_to_lane": config.lanes.pad,
-        "min_score": config.detector_score,
-        "nms_iou": config.detector_nms,
-        "proposals": config.finds == "proposals",
+        **predictor_options(config),
     }
     names = ("object",) if config.finds == "proposals" else info.class_names
     return DetectorSource(shared_predictor, options, names, checkpoint_hash(config.checkpoint))

@@ -25,11 +25,10 @@ SAMPLE = 16  # images looked at
 
 @dataclass(frozen=True)
 class Sample:
-    """Some images through the whole cascade in this process; ``seconds`` for all of them."""
+    """Some images through the whole cascade by one thread; ``seconds`` for all of them."""
 
     rows: list[ImageRow]
     seconds: float
-    threads: int
 
     @property
     def good(self) -> list[ImageRow]:
@@ -50,7 +49,8 @@ def sample_images(manifest: Path, images: int, count: int = SAMPLE) -> pa.Table:
 
 
 def run_sample(table: pa.Table, settings: StageSettings) -> Sample:
-    """Read, decode and look at the images of ``table`` as an actor of the fused plan does.
+    """Read, decode and look at the images of ``table`` as an actor of the fused plan does, with one
+    thread.
 
     The first is looked at twice, the first time not counted: it pays for warming up.
     """
@@ -60,7 +60,7 @@ def run_sample(table: pa.Table, settings: StageSettings) -> Sample:
     began = time.perf_counter()
     for number in range(table.num_rows):
         rows += table_to_rows(stage(table.slice(number, 1)))
-    return Sample(rows, time.perf_counter() - began, settings.threads)
+    return Sample(rows, time.perf_counter() - began)
 
 
 def route_pixels(row: ImageRow, route: Route, plan: Plan) -> float:
@@ -85,7 +85,7 @@ def estimate_seconds(
     """
     per_image = sample.seconds / len(sample.rows)
     if not any(pool.route.pool.num_gpus for pool in pools):
-        return images * per_image * sample.threads / max(1.0, cluster_cpus)
+        return images * per_image / max(1.0, cluster_cpus)
     decode = sum(row.ledger.decode_ms for row in sample.good) / 1000 / len(sample.rows)
     forward = max(0.0, per_image - decode)
     spent = []
@@ -123,7 +123,7 @@ def costs(config: IndexConfig, sample: Sample, images: int, seconds: float) -> l
     pyramid = float(np.mean([row.ledger.pixels_pyramid for row in good]))
     area = float(np.mean([row.height * row.width for row in good]))
     lines[0] += f", {area / 1e6:.2f} MP each, {sample.seconds / len(sample.rows):.2f} s each"
-    lines[0] += f" in this process ({sample.threads} threads)"
+    lines[0] += " in this process, one thread"
     lines += [
         f"  scale {i}   {chips[i]:.1f} chips, {pixels[i] / 1e6:.2f} MP an image"
         for i in range(len(pixels))

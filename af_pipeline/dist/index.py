@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterable
@@ -105,9 +104,8 @@ def dry_run(config: IndexConfig, detector: DetectorSource | None = None) -> list
     check_guarantee(config, detector.identity)
     plan = build_plan(config)
     pools = plan_pools(config, plan, cluster)
-    threads = config.ray.pools[0].threads or os.cpu_count() or 1
     storage = storage_of(config.source.storage)
-    settings = StageSettings(plan, detector, config.source.max_pixels, storage, threads=threads)
+    settings = StageSettings(plan, detector, config.source.max_pixels, storage)
     with tempfile.TemporaryDirectory(prefix="af_pipeline-") as scratch:
         manifest = Path(scratch) / "manifest.parquet"
         images = list_source(config, None, manifest)

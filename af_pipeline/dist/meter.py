@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class MeteredPredictor:
 
     def __init__(self, predict: Predictor, plan: Plan) -> None:
         self.predict, self.plan = predict, plan
+        self.spread = getattr(predict, "spread", map)
+        self.lock = Lock()
         self.sums = {"forwards": 0.0, "chips": 0.0, "fill": 0.0, "room": 0.0}
 
     def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> Sequence[Prediction]:
@@ -37,10 +40,11 @@ class MeteredPredictor:
         answers = self.predict(crops, lane)
         canvas = self._canvas(crops, lane)
         full = max(1, self.plan.batch_pixels // canvas)
-        self.sums["forwards"] += 1
-        self.sums["chips"] += len(crops)
-        self.sums["fill"] += sum(crop.shape[0] * crop.shape[1] for crop in crops)
-        self.sums["room"] += max(full, len(crops)) * canvas
+        with self.lock:
+            self.sums["forwards"] += 1
+            self.sums["chips"] += len(crops)
+            self.sums["fill"] += sum(crop.shape[0] * crop.shape[1] for crop in crops)
+            self.sums["room"] += max(full, len(crops)) * canvas
         return answers
 
     def _canvas(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> int:
@@ -52,7 +56,8 @@ class MeteredPredictor:
 
     def take(self) -> dict[str, float]:
         """The sums since the last call."""
-        taken, self.sums = self.sums, dict.fromkeys(self.sums, 0.0)
+        with self.lock:
+            taken, self.sums = self.sums, dict.fromkeys(self.sums, 0.0)
         return taken
 
 

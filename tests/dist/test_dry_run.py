@@ -59,17 +59,17 @@ def test_without_gpus_the_cores_are_shared() -> None:
     made = config()
     plan = build_plan(made)
     pools = plan_pools(made, plan, {"CPU": 8.0})
-    sample = Sample([row_of(made)] * 2, seconds=4.0, threads=2)
-    # 2 s an image on 2 cores are 4 core-seconds, shared by 8 cores.
-    assert estimate_seconds(1000, sample, pools, plan, 8.0) == pytest.approx(500)
-    assert estimate_seconds(1000, sample, pools, plan, 80.0) == pytest.approx(50)
+    sample = Sample([row_of(made)] * 2, seconds=4.0)
+    # 2 core-seconds an image, shared by 8 cores.
+    assert estimate_seconds(1000, sample, pools, plan, 8.0) == pytest.approx(250)
+    assert estimate_seconds(1000, sample, pools, plan, 80.0) == pytest.approx(25)
 
 
 def test_with_gpus_the_slowest_stage_decides() -> None:
     made = config(ray={"pools": CARDS})
     plan, row = build_plan(made), row_of(made)
     pools = plan_pools(made, plan, {"CPU": 32.0, "GPU": 32.0})
-    sample = Sample([row], seconds=1.1, threads=1)
+    sample = Sample([row], seconds=1.1)
     total = sum(row.ledger.pixels)
     spent = [
         (
@@ -84,7 +84,7 @@ def test_with_gpus_the_slowest_stage_decides() -> None:
 
 def test_a_sample_of_errors_gives_no_estimate() -> None:
     broken = ImageRow("a", "b", error="not an image")
-    lines = costs(config(), Sample([broken], 1.0, 1), 10, 1.0)
+    lines = costs(config(), Sample([broken], 1.0), 10, 1.0)
     assert lines[0] == "sample      1 images, 1 errors"
     assert lines[1:] == [
         "error       a: not an image",

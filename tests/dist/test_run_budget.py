@@ -1,6 +1,7 @@
 """A budget for the whole run: the floor a sample gives, and runs that hold on to it."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,18 @@ def test_batches_are_as_full_as_their_canvases_allow(pad: bool, room: int) -> No
     assert sums["room"] == 3 * room
     metered(crops * 3, Lane(128, 256))  # larger than the budget: a full batch is what it is
     assert metered.take()["room"] == 6 * room
+
+
+def test_threads_are_counted_together() -> None:
+    plan = make_plan()
+    inner = GradedPredictor(plan)
+    crops = [np.zeros((70, 200, 3), np.uint8)]
+    with ThreadPoolExecutor(8) as pool:
+        inner.spread = pool.map  # type: ignore[attr-defined]
+        metered = MeteredPredictor(inner, plan)
+        list(metered.spread(lambda _: metered(crops, Lane(128, 256)), range(400)))
+    sums = metered.take()
+    assert (sums["forwards"], sums["chips"], sums["fill"]) == (400, 400, 400 * 70 * 200)
 
 
 # ---- on Ray
