@@ -10,17 +10,10 @@ from typing import Any
 from af_pipeline.config import config_hash
 from af_pipeline.settings import GuaranteeConfig, IndexConfig
 
-# What an index config may change without a row of an image being another.
-FREE = (
-    "source",
-    "output",
-    "ray",
-    "plan",
-    "device",
-    "max_error_rate",
-    "checkpoint",
-    "guarantee",
-)
+# What an index config may change without a row of an image being another. The checkpoint's weights
+# count, by their hash, not where they lie.
+NOT_IN_ROWS = ("ray", "plan", "output", "device", "max_error_rate", "checkpoint", "guarantee")
+FREE = (*NOT_IN_ROWS, "source")  # a guarantee holds for other images too
 
 
 def settings_hash(config: IndexConfig, detector: str) -> str:

@@ -45,11 +45,8 @@ def true_maps(
 
 def ideal_row(record: Record, maps: Sequence[NDArray[np.float32]], plan: Plan) -> ImageRow:
     """The account of an image whose focus maps are ``maps`` of 0 and 1; no detections."""
-    rules = tuple(
-        replace(rule, threshold=0.5) if isinstance(rule, ChipRule) else rule for rule in plan.rules
-    )
     empty = replace(record, found=no_detections())
-    return cascade_of(empty, replace(plan, rules=rules, budget=None), maps)
+    return cascade_of(empty, replace(with_rule(plan, threshold=0.5), budget=None), maps)
 
 
 def spent(rows: Sequence[ImageRow]) -> float:

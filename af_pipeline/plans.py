@@ -92,6 +92,11 @@ def build_plan(config: IndexConfig) -> Plan:
     )
 
 
+def unfocused(plan: Plan) -> Plan:
+    """The plan without focus and budget: every scale whole, as in mode pyramid."""
+    return replace(plan, rules=(None,) * (len(plan.scales) - 1), budget=None)
+
+
 def _budget_rule(config: IndexConfig) -> BudgetRule | None:
     """The budget of one image; that of a run becomes one by a sample: `with_gain_floor`."""
     if config.mode != "autofocus" or config.focus.budget is None:

@@ -28,7 +28,7 @@ from af_pipeline.cascade import (
 )
 from af_pipeline.chipping import focus_map
 from af_pipeline.focus import STRIDE
-from af_pipeline.plans import Plan
+from af_pipeline.plans import Plan, unfocused
 from af_pipeline.schema import Detections, ImageRow, no_detections
 from af_pipeline.views import Tile, View, canvas_of
 
@@ -51,7 +51,7 @@ class Record:
 def everything(plan: Plan) -> Plan:
     """The plan that looks at every scale whole and keeps detections of any size."""
     scales = tuple(replace(one, valid_low=-1.0, valid_high=-1.0) for one in plan.scales)
-    return replace(plan, scales=scales, rules=(None,) * (len(scales) - 1), budget=None)
+    return unfocused(replace(plan, scales=scales))
 
 
 def record_image(image_id: str, image: NDArray[np.uint8], plan: Plan, predict: Predictor) -> Record:

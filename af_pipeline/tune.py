@@ -19,7 +19,7 @@ from af_pipeline.focus import ChipRule, FocusRule
 from af_pipeline.guarantee import FREE, settings_hash, statement
 from af_pipeline.metrics import aligned_table, score_cell
 from af_pipeline.model.checkpoint import checkpoint_hash, load_info
-from af_pipeline.plans import Plan, build_plan
+from af_pipeline.plans import Plan, build_plan, unfocused
 from af_pipeline.predict import load_predictor
 from af_pipeline.replay import Record, replay
 from af_pipeline.report.tune_report import build_report
@@ -200,7 +200,7 @@ def _search(
     The finest step comes first, those before it open.
     """
     like = [rule for rule in tuning.plan.rules if isinstance(rule, ChipRule)]
-    pyramid = [replay(record, _pyramid(tuning.plan)) for record in records]
+    pyramid = [replay(record, unfocused(tuning.plan)) for record in records]
     reference = tuning.reference(pyramid)
     base = reference.score(pyramid)
     store = Trials(tuning.rule.output / "trials.jsonl")
@@ -214,21 +214,15 @@ def _search(
     return base, found
 
 
-def _pyramid(plan: Plan) -> Plan:
-    return replace(plan, rules=(None,) * (len(plan.scales) - 1), budget=None)
-
-
 def _plans(tuning: Tuning, best: Sequence[Mapping[str, Any]]) -> dict[str, Plan]:
     """What is run for real: the other modes, the config's own settings, the best trials."""
     config, plan = tuning.config, tuning.plan
-    plans = {"pyramid": _pyramid(plan)}
+    plans = {"pyramid": unfocused(plan)}
     plans["whole"] = build_plan(config.model_copy(update={"mode": "whole"}))
     if len(plan.scales) > 2:
         fine = replace(plan.scales[-2], valid_low=-1.0)
         scales = (*plan.scales[:-2], fine)
-        plans["two scales"] = replace(
-            plan, scales=scales, rules=(None,) * (len(scales) - 1), budget=None
-        )
+        plans["two scales"] = unfocused(replace(plan, scales=scales))
     plans["tiles"] = build_plan(config.model_copy(update={"mode": "tiles"}))
     plans[f"autofocus | {CONFIGURED}"] = plan
     for trial in best:
@@ -328,7 +322,7 @@ def _certify(
     plans = [replace(tuning.plan, rules=one) for one in path]
     images = tuning.sample.calibration
     reference = tuning.reference([])
-    losses = tuning.runner.losses(images, _pyramid(tuning.plan), plans, reference)
+    losses = tuning.runner.losses(images, unfocused(tuning.plan), plans, reference)
     count, needed = losses.shape[1], fewest_images(alpha, delta)
     if count < needed:
         return rules, None, (

@@ -13,7 +13,7 @@ from af_pipeline.codec import DecodeError, decode_image
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.listing import list_images
 from af_pipeline.data.load import load_annotations, to_coco
-from af_pipeline.data.storage import SourceError, Storage, read_bytes
+from af_pipeline.data.storage import SourceError, read_bytes, storage_of
 from af_pipeline.settings import IndexConfig
 
 
@@ -74,14 +74,14 @@ def _listed(config: IndexConfig) -> list[SampleImage]:
     source = config.source
     if not source.uri:
         raise SourceError("no images: give --ground-truth FILE or --set source.uri=SOURCE")
-    storage = Storage(**source.storage.model_dump())
+    storage = storage_of(source.storage)
     found = list_images(source.uri, source.images, storage, source.id_column, source.uri_column)
     return [SampleImage(one.image_id, one.uri) for one in found]
 
 
 def read_sample(image: SampleImage, config: IndexConfig) -> NDArray[np.uint8]:
     """Pixels [H, W, 3] RGB; ValueError names the image."""
-    storage = Storage(**config.source.storage.model_dump())
+    storage = storage_of(config.source.storage)
     try:
         return decode_image(read_bytes(image.uri, storage), config.source.max_pixels)
     except (SourceError, DecodeError) as error:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from af_pipeline.config import load_config
-from af_pipeline.plans import build_plan
+from af_pipeline.plans import build_plan, unfocused
 from af_pipeline.predict import load_predictor
 from af_pipeline.report.charts import draw_coverage
 from af_pipeline.risk import certify
@@ -44,7 +44,7 @@ def measure(config: IndexConfig, files: Sequence[str], output: Path, count: int)
     plan = build_plan(config)
     rules = [tuple(safer(rule, shift) for rule in plan.rules) for shift in SHIFTS]
     plans = [replace(plan, rules=one) for one in rules]
-    pyramid = replace(plan, rules=(None,) * len(plan.rules))
+    pyramid = unfocused(plan)
     parts = []
     for number, file in enumerate(files):
         images = draw_sample(config, file, count, 0, 0).tune

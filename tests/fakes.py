@@ -13,6 +13,7 @@ from af_pipeline.lanes import Lane, make_lanes
 from af_pipeline.plans import Plan
 from af_pipeline.scales import Scale
 from af_pipeline.schema import ImageRow
+from af_pipeline.settings import GuaranteeConfig
 from af_pipeline.stacking import StackRule
 
 Image = NDArray[np.uint8]
@@ -127,6 +128,23 @@ def run_cascade(
     rows = [ImageRow(str(number), "") for number in range(len(images))]
     run_block(rows, images, plan, predictor or FakePredictor())
     return rows
+
+
+def made_guarantee(settings: str) -> GuaranteeConfig:
+    """A guarantee for the settings of that hash."""
+    return GuaranteeConfig(
+        alpha=0.1,
+        delta=0.05,
+        confident=0.5,
+        found_score=0.25,
+        iou=0.5,
+        images=60,
+        mean_lost=0.0123,
+        p_value=0.031,
+        method="wsr",
+        source="photos",
+        settings=settings,
+    )
 
 
 def paint(boxes: Boxes, height: int, width: int) -> Image:

@@ -6,7 +6,8 @@ import pytest
 
 from af_pipeline.config import config_from, dump_config
 from af_pipeline.guarantee import check_guarantee, guarantee_record, settings_hash, statement
-from af_pipeline.settings import GuaranteeConfig, IndexConfig
+from af_pipeline.settings import IndexConfig
+from tests.fakes import made_guarantee
 
 TREE = {
     "pyramid": [{"factor": 0.5}, {"factor": 1.0}],
@@ -21,19 +22,7 @@ def config(*sets: str) -> IndexConfig:
 
 def guaranteed(*sets: str) -> IndexConfig:
     """A config with a guarantee that was made for TREE, changed afterwards."""
-    held = GuaranteeConfig(
-        alpha=0.1,
-        delta=0.05,
-        confident=0.5,
-        found_score=0.25,
-        iou=0.5,
-        images=60,
-        mean_lost=0.0123,
-        p_value=0.031,
-        method="wsr",
-        source="photos",
-        settings=settings_hash(config(), DETECTOR),
-    )
+    held = made_guarantee(settings_hash(config(), DETECTOR))
     return config(*sets).model_copy(update={"guarantee": held})
 
 

@@ -21,6 +21,8 @@ from typing import Any, BinaryIO, cast
 import fsspec
 import fsspec.core
 
+from af_pipeline.settings import StorageConfig
+
 _S3 = ("s3", "s3a")
 _HTTP = ("http", "https")
 _CONNECTIONS = 64  # of one client: more than threads read at once
@@ -76,6 +78,11 @@ class Storage:
 
 
 LOCAL = Storage()
+
+
+def storage_of(config: StorageConfig) -> Storage:
+    """The `Storage` that a config asks for."""
+    return Storage(**config.model_dump())
 
 
 def filesystem(uri: str, storage: Storage = LOCAL) -> tuple[fsspec.AbstractFileSystem, str]:

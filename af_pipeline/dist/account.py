@@ -12,7 +12,7 @@ from af_pipeline.config import config_hash, dump_config
 from af_pipeline.dist.publish import Totals
 from af_pipeline.dist.run_budget import Floor
 from af_pipeline.dist.sink import RUN_FILE, RunFolder
-from af_pipeline.guarantee import guarantee_record
+from af_pipeline.guarantee import NOT_IN_ROWS, guarantee_record
 from af_pipeline.plans import Plan
 from af_pipeline.settings import IndexConfig
 
@@ -27,16 +27,7 @@ LIBRARIES = (
 )
 
 # Settings that change how a run goes, not what it finds: free to differ when resuming.
-NOT_IDENTITY = (
-    "ray",
-    "plan",
-    "output",
-    "source.storage",
-    "device",
-    "max_error_rate",
-    "checkpoint",
-    "guarantee",
-)
+NOT_IDENTITY = (*NOT_IN_ROWS, "source.storage")
 
 
 @dataclass(frozen=True)

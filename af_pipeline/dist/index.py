@@ -13,7 +13,7 @@ from rich.console import Console
 from af_pipeline.config import config_hash, dump_without
 from af_pipeline.data.listing import list_tables
 from af_pipeline.data.manifest import SourceImage, write_manifest, write_tables
-from af_pipeline.data.storage import Storage
+from af_pipeline.data.storage import storage_of
 from af_pipeline.dist.account import NOT_IDENTITY, Outcome, budget_record, write_run
 from af_pipeline.dist.detector_source import detector_from_config
 from af_pipeline.dist.dry_run import costs, describe, estimate_seconds, run_sample, sample_images
@@ -33,12 +33,7 @@ from af_pipeline.dist.stages import DetectorSource, StageSettings
 from af_pipeline.dist.todo import parts_of
 from af_pipeline.guarantee import check_guarantee
 from af_pipeline.plans import build_plan
-from af_pipeline.settings import IndexConfig, StorageConfig
-
-
-def storage_of(config: StorageConfig) -> Storage:
-    """The plain `Storage`."""
-    return Storage(**config.model_dump())
+from af_pipeline.settings import IndexConfig
 
 
 def index(

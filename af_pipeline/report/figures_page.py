@@ -8,15 +8,10 @@ from html import escape
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px;
-       padding: 0 1rem; color: #1c1e22; background: #f6f6f4; }
-table { border-collapse: collapse; margin: 0 0 1.5rem; background: #fff; }
-td, th { border: 1px solid #ddd; padding: .25rem .7rem; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-tr.marked td { font-weight: 600; background: #fbeee4; }
+from af_pipeline.report.page import html_page
+
+_STYLE = """tr.marked td { font-weight: 600; background: #fbeee4; }
 .wide { overflow-x: auto; }
-figure { margin: 0 0 1.5rem; } img { max-width: 100%; height: auto; display: block; }
 """
 _SCORES = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 
@@ -34,16 +29,7 @@ def figures_page(
     title: str, sections: Sequence[Section | tuple[str, Sequence[str], str | None, str | None]]
 ) -> str:
     """The page as HTML: per section its heading, text, picture and table, where it has them."""
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{escape(title)}</h1>",
-        *(_section(Section(*section)) for section in sections),
-        "</body></html>",
-    ]
-    return "\n".join(parts) + "\n"
+    return html_page(title, (_section(Section(*section)) for section in sections), _STYLE)
 
 
 def _section(section: Section) -> str:

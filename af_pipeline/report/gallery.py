@@ -6,14 +6,9 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px;
-       padding: 0 1rem; color: #1c1e22; background: #f6f6f4; }
-table { border-collapse: collapse; margin: 0 0 1.5rem; background: #fff; }
-td, th { border: 1px solid #ddd; padding: .25rem .7rem; text-align: left; vertical-align: top;
-         overflow-wrap: anywhere; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 0 0 2rem; } img { max-width: 100%; height: auto; display: block; }
+from af_pipeline.report.page import html_page
+
+_STYLE = """td, th { overflow-wrap: anywhere; }
 figcaption { padding: .35rem 0; } .warning { color: #a02010; font-weight: 600; }
 """
 
@@ -35,18 +30,8 @@ def gallery_page(
 ) -> str:
     """The page as HTML. `manifest` is run.json (None: incomplete run), `failures` are
     (image_id, error) pairs of images without a picture, out of `num_failed` in the run."""
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{escape(title)}</h1>",
-        _summary(manifest),
-        *map(_figure, pictures),
-        _failures(failures, num_failed),
-        "</body></html>",
-    ]
-    return "\n".join(part for part in parts if part) + "\n"
+    parts = [_summary(manifest), *map(_figure, pictures), _failures(failures, num_failed)]
+    return html_page(title, parts, _STYLE)
 
 
 def _summary(manifest: Mapping[str, Any] | None) -> str:

@@ -8,26 +8,15 @@ import pytest
 
 from af_pipeline.dist.index import dry_run, index
 from af_pipeline.guarantee import settings_hash, statement
-from af_pipeline.settings import GuaranteeConfig, IndexConfig
+from af_pipeline.settings import IndexConfig
 from tests.dist.planted import index_config, save, source
+from tests.fakes import made_guarantee
 
 pytestmark = pytest.mark.ray
 
 
 def guaranteed(config: IndexConfig) -> IndexConfig:
-    held = GuaranteeConfig(
-        alpha=0.1,
-        delta=0.1,
-        confident=0.5,
-        found_score=0.25,
-        iou=0.5,
-        images=40,
-        mean_lost=0.02,
-        p_value=0.04,
-        method="wsr",
-        source="photos",
-        settings=settings_hash(config, source().identity),
-    )
+    held = made_guarantee(settings_hash(config, source().identity))
     return config.model_copy(update={"guarantee": held})
 
 
