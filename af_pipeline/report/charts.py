@@ -239,7 +239,7 @@ def _autofocus_points(axes: Axes, points: Sequence[tuple[float, float, Record]])
     chosen = [p for p in points if p[2].get("chosen")]
     if chosen:
         ring: dict[str, Any] = {"markeredgecolor": RED, "markeredgewidth": 2, "markersize": 15}
-        label = f"chosen: {shorten(_setting(chosen[0][2]), 60) or 'autofocus'}"
+        label = fill(f"chosen: {shorten(_setting(chosen[0][2]), 60) or 'autofocus'}", 36)
         at = columns_of([p[:2] for p in chosen])
         axes.plot(*at, "o", markerfacecolor="none", label=label, zorder=5, **ring)
     return [(x, y, "chosen") for x, y, _ in chosen]

@@ -203,6 +203,19 @@ def test_a_setting_is_no_formula() -> None:
     accuracy_cost_figure(records, "pixels").draw_without_rendering()
 
 
+def test_the_legend_of_a_long_setting_lies_in_the_figure() -> None:
+    setting = "t0.1 d1 c16 m128 p16384 | t0.55 d3 c16 m128 p32768"
+    records = [point("autofocus", 1e6, 0.2, setting=setting, chosen=True)]
+    records += [point("autofocus", 2e6, 0.2, confirmed=False), point("pyramid", 4e6, 0.3)]
+    figure = accuracy_cost_figure(records, "pixels")
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y0 >= 0
+
+
 def test_accuracy_cost_falls_back_to_recall() -> None:
     records = [point("pyramid", 4e6, None), point("autofocus", 1e6, None, recall=0.95)]
     (axes,) = accuracy_cost_figure(records, "pixels").axes
