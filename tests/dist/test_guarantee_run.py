@@ -27,7 +27,7 @@ def test_run_json_carries_the_statement(cluster: None, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out" / "run.json").read_text())["guarantee"]
     assert config.guarantee is not None
     assert written["statement"] == statement(config.guarantee)
-    assert written["images"] == 40
+    assert written["images"] == config.guarantee.images
     # the rows are those of the same settings without it
     again = index(config.model_copy(update={"guarantee": None}), source())
     assert again.skipped == 1
