@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -200,6 +202,15 @@ _shared: dict[str, Any] = {}  # of a worker process, set once when it starts
 
 def _start(records: Sequence[Record], plan: Plan, reference: Reference) -> None:
     _shared.update(records=records, plan=plan, reference=reference)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker would wait for work for ever when its parent is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _try(rules: Rules) -> dict[str, float | None]:

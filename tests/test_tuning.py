@@ -1,7 +1,11 @@
 """The search: every setting once, the frontier, the choice within the limits."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,3 +142,41 @@ def test_replays_in_processes_are_those_in_this_one() -> None:
             if name in ("recall", "pixels")
         }
         assert rules_of(json.loads(json.dumps(one))) == rules_of(one)
+
+
+# ---- workers
+
+PARENT = """
+import multiprocessing, time
+from af_pipeline.tuning import Replayer
+if __name__ == "__main__":
+    replayer = Replayer([], None, None, 2)
+    for wait in [replayer.pool.submit(time.sleep, 1) for _ in range(2)]:
+        wait.result()
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(600)
+"""
+
+
+def lives(stat: Path) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc who lives")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        workers = [Path("/proc", pid, "stat") for pid in parent.stdout.readline().decode().split()]
+        assert len(workers) == 2
+        assert all(map(lives, workers))
+        parent.kill()
+    until = time.monotonic() + 60
+    while any(map(lives, workers)):
+        assert time.monotonic() < until, "workers outlive their parent"
+        time.sleep(0.1)
