@@ -40,6 +40,11 @@ def lane_of(height: int, width: int, lanes: Sequence[Lane]) -> int:
     return -1
 
 
+def largest_side(lanes: Sequence[Lane]) -> int:
+    """The largest side of any lane, network px: what is larger is cut into tiles of it."""
+    return max(max(lane.height, lane.width) for lane in lanes)
+
+
 def split_axis(length: int, limit: int, overlap: int) -> list[tuple[int, int]]:
     """Cover [0, length) by pieces of at most ``limit`` px that overlap by at least ``overlap``.
 

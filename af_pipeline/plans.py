@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from af_pipeline.budget import BudgetRule
 from af_pipeline.focus import ChipRule
-from af_pipeline.lanes import Lane, make_lanes
+from af_pipeline.lanes import Lane, largest_side, make_lanes
 from af_pipeline.scales import Scale
 from af_pipeline.settings import IndexConfig, StackConfig
 from af_pipeline.stacking import StackRule
@@ -55,7 +55,7 @@ class Plan:
     @property
     def tiles(self) -> tuple[int, int]:
         """Largest side and overlap, network px, of the tiles of what no lane holds."""
-        return max(max(lane.height, lane.width) for lane in self.lanes), self.overlap
+        return largest_side(self.lanes), self.overlap
 
 
 def build_plan(config: IndexConfig) -> Plan:

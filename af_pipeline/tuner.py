@@ -121,8 +121,7 @@ class Runner:
             row = ImageRow(image.image_id, image.uri)
             run_cascade(row, pixels, plan, self.predict)
             rows.append(row)
-        found = rows[0].detections
-        wanted = found.select(found.scores >= rule.confident_score)
+        wanted = rule.sure(rows[0].detections)
         if not len(wanted):
             return None
         return [rule.lost(row, wanted) or 0.0 for row in rows[1:]]

@@ -76,7 +76,10 @@ class Reference:
 
     def confident(self, image_id: str) -> Detections:
         """What the pyramid is sure of in an image."""
-        found = self.pyramid[image_id]
+        return self.sure(self.pyramid[image_id])
+
+    def sure(self, found: Detections) -> Detections:
+        """Those of ``found`` with the score from which the pyramid is sure."""
         return found.select(found.scores >= self.confident_score)
 
     def lost(self, row: ImageRow, wanted: Detections) -> float | None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from af_pipeline.codec import resize
-from af_pipeline.lanes import TILE_STEP, Lane, lane_of, tile_rects
+from af_pipeline.lanes import TILE_STEP, Lane, lane_of, largest_side, tile_rects
 from af_pipeline.plans import Plan
 from af_pipeline.resampling import resize_part
 from af_pipeline.scales import Scale, scaled_size
@@ -67,8 +67,7 @@ def tiles_in(
     lane = lane_of(height, width, lanes)
     if lane >= 0:
         return [((0, 0, width, height), lane)]
-    side = max(max(lane.height, lane.width) for lane in lanes)
-    rects = tile_rects(height, width, side, overlap)
+    rects = tile_rects(height, width, largest_side(lanes), overlap)
     return [
         ((int(x0), int(y0), int(x1), int(y1)), lane_of(y1 - y0, x1 - x0, lanes))
         for x0, y0, x1, y1 in rects
