@@ -30,6 +30,14 @@ def clip_boxes(boxes: NDArray, bounds: tuple[float, float, float, float]) -> NDA
     return np.clip(boxes, [x0, y0, x0, y0], [x1, y1, x1, y1]).astype(boxes.dtype)
 
 
+def box_union(boxes: NDArray, group: NDArray[np.int64], groups: int) -> NDArray:
+    """The box [G, 4] around all boxes [N, 4] of each group; ``group`` [N] in [0, ``groups``)."""
+    whole = np.tile(np.array([np.inf, np.inf, -np.inf, -np.inf]), (groups, 1))
+    np.minimum.at(whole[:, :2], group, boxes[:, :2])
+    np.maximum.at(whole[:, 2:], group, boxes[:, 2:])
+    return whole
+
+
 def intersection_area(boxes_a: NDArray, boxes_b: NDArray) -> NDArray:
     """Pairwise intersection areas [N, M] of boxes [N, 4] and [M, 4]."""
     low = np.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])

@@ -18,7 +18,8 @@ from af_pipeline.chipping import candidates_of, make_chip, next_chips
 from af_pipeline.lanes import Lane, pack
 from af_pipeline.plans import Plan
 from af_pipeline.scales import pyramid_pixels
-from af_pipeline.schema import Detections, ImageRow, join_detections
+from af_pipeline.schema import Detections, ImageRow, join_detections, no_detections
+from af_pipeline.seams import cut_sides, join_parts, seen_further
 from af_pipeline.stacking import StackRule, border_keep, suppress
 from af_pipeline.views import Cutter, Tile, View, canvas_of, tiles_of, view_of
 
@@ -29,7 +30,8 @@ class Prediction:
 
     boxes float32 [D, 4] network px; scores float32 [D]; labels int32 [D]; focus float32
     [>= h/16, >= w/16] FocusPixel probabilities (cells of padding are ignored); padded: network
-    px that the forward spent on padding of this crop.
+    px that the forward spent on padding of this crop; dropped: detections that were good enough but
+    more than the detector answers with.
     """
 
     boxes: NDArray[np.float32]
@@ -37,6 +39,7 @@ class Prediction:
     labels: NDArray[np.int32]
     focus: NDArray[np.float32]
     padded: int = 0
+    dropped: int = 0
 
 
 # Crops uint8 [h, w, 3] of one lane (all fit in it) -> one prediction each. One that may be called
@@ -93,18 +96,14 @@ def resolve(
     """`look` with predictions from anywhere: chips may have no pixels if ``answers`` needs none."""
     began = time.perf_counter()
     views = [
-        view_of(number, index, row, plan.scales[scale])
+        view_of(number, index, row, plan)
         for number, row in enumerate(rows)
         for index, chip in enumerate(row.chips)
         if chip.scale == scale and not chip.looked and (lanes is None or chip.lane in lanes)
     ]
     if not views:
         return
-    tiles = [
-        tile
-        for index, view in enumerate(views)
-        for tile in tiles_of(index, view, plan.lanes, plan.overlap)
-    ]
+    tiles = [tile for index, view in enumerate(views) for tile in tiles_of(index, view, plan.lanes)]
     predictions = answers(tiles, views, plan)
     total = sum(view.pixels for view in views)
     milliseconds = (time.perf_counter() - began) * 1000
@@ -172,6 +171,8 @@ def stack(row: ImageRow, rule: StackRule) -> None:
     low = int((found.scores < rule.min_score).sum())
     row.ledger.dropped_score += low
     row.ledger.dropped_nms += len(found) - low - len(kept)
+    row.ledger.dropped_image += max(0, len(kept) - rule.max_detections)
+    kept, scores = kept[: rule.max_detections], scores[: rule.max_detections]
     row.detections = replace(found.select(kept), scores=scores)
 
 
@@ -214,36 +215,69 @@ def _collect(
     scale: int,
     plan: Plan,
 ) -> None:
-    """Border rule, valid range and projection of one chip's detections; its account."""
-    parts = [row.detections]
-    factor_y, factor_x = view.factors
-    height, width = view.height, view.width
-    cx0, cy0, cx1, cy1 = view.chip.box
+    """Take one chip's detections into its row, and its account."""
+    ledger = row.ledger
+    found, open_sides, cells = _whole_chips_worth(row, view, answer, plan)
+    cut = open_sides.any(1)
+    if cut.any():
+        found, cut = _joined(found, open_sides, cells)
+        ledger.joined_seam += len(open_sides) - len(cut)
+    valid = plan.scales[scale].valid(found.boxes)
+    ledger.dropped_range += int((~valid).sum())
+    ledger.cut_seam += int((valid & cut).sum())
+    row.detections = join_detections([row.detections, found.select(np.flatnonzero(valid))])
     for tile, prediction in answer:
         x0, y0, x1, y1 = tile.rect
-        inner = (
-            x0 > 0 or cx0 > 0,
-            y0 > 0 or cy0 > 0,
-            x1 < width or cx1 < row.width,
-            y1 < height or cy1 < row.height,
-        )
-        keep = border_keep(prediction.boxes, (y1 - y0, x1 - x0), inner, plan.border)
+        ledger.pixels[scale] += (y1 - y0) * (x1 - x0)
+        ledger.padded[scale] += prediction.padded
+        ledger.dropped_forward += prediction.dropped
+    ledger.chips[scale] += 1
+
+
+def _whole_chips_worth(
+    row: ImageRow, view: View, answer: Sequence[tuple[Tile, Prediction]], plan: Plan
+) -> tuple[Detections, NDArray[np.bool_], NDArray[np.int64]]:
+    """Detections of all tiles of a chip, original px, without those that the border rule drops.
+
+    With bool [N, 4], the sides (left, top, right, low) that a seam between tiles cuts, and int
+    [N, 2], column and row of the tile.
+    """
+    size = (view.height, view.width)
+    x0, y0, x1, y1 = view.chip.box
+    inner = (x0 > 0, y0 > 0, x1 < row.width, y1 < row.height)
+    rects = [tile.rect for tile, _ in answer]
+    starts = [sorted({rect[axis] for rect in rects}) for axis in (0, 1)]
+    factors, corner = np.array([*view.factors[::-1]] * 2), np.array([x0, y0] * 2)
+    parts, sides, cells = [no_detections()], [np.zeros((0, 4), bool)], [np.zeros((0, 2), np.int64)]
+    for tile, prediction in answer:
+        boxes = prediction.boxes + np.array(tile.rect[:2] * 2)
+        cuts = cut_sides(boxes, tile.rect, size, plan.border)
+        keep = border_keep(boxes, size, inner, plan.border)
+        keep &= ~seen_further(boxes, cuts, tile.rect, rects, plan.border)
         row.ledger.dropped_border += int((~keep).sum())
-        factors = np.array([factor_x, factor_y] * 2)
-        boxes = (prediction.boxes[keep] + np.array([x0, y0] * 2)) / factors
-        boxes = (boxes + np.array([cx0, cy0] * 2)).astype(np.float32)
-        valid = plan.scales[scale].valid(boxes)
-        row.ledger.dropped_range += int((~valid).sum())
-        count = int(valid.sum())
+        count = int(keep.sum())
         parts.append(
             Detections(
-                boxes[valid],
-                prediction.scores[keep][valid],
-                prediction.labels[keep][valid],
-                np.full(count, scale, np.int8),
+                (boxes[keep] / factors + corner).astype(np.float32),
+                prediction.scores[keep],
+                prediction.labels[keep],
+                np.full(count, view.chip.scale, np.int8),
             )
         )
-        row.ledger.pixels[scale] += (y1 - y0) * (x1 - x0)
-        row.ledger.padded[scale] += prediction.padded
-    row.ledger.chips[scale] += 1
-    row.detections = join_detections(parts)
+        sides.append(cuts[keep])
+        cell = [starts[axis].index(tile.rect[axis]) for axis in (0, 1)]
+        cells.append(np.tile(np.array(cell), (count, 1)))
+    return join_detections(parts), np.concatenate(sides), np.concatenate(cells)
+
+
+def _joined(
+    found: Detections, sides: NDArray[np.bool_], cells: NDArray[np.int64]
+) -> tuple[Detections, NDArray[np.bool_]]:
+    """Detections put together across the seams, and which of them a seam still cuts."""
+    own, others = np.flatnonzero(sides.any(1)), np.flatnonzero(~sides.any(1))
+    whole, parts = found.select(others), found.select(own)
+    best, boxes, scores, still = join_parts(
+        parts.boxes, parts.scores, parts.labels, sides[own], cells[own]
+    )
+    objects = replace(parts.select(best), boxes=boxes.astype(np.float32), scores=scores)
+    return join_detections([whole, objects]), np.concatenate([np.zeros(len(whole), bool), still])

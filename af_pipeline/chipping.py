@@ -22,13 +22,12 @@ from af_pipeline.focus import (
     merge_rects,
     project_chips,
 )
-from af_pipeline.lanes import canvas_pixels, lane_of, tile_rects
-from af_pipeline.plans import GridRule, Plan
+from af_pipeline.lanes import canvas_sides, lane_of
+from af_pipeline.plans import Plan
 from af_pipeline.scales import scaled_size
 from af_pipeline.schema import Candidate, Chip, ImageRow
-from af_pipeline.views import Tile, View, forward_pixels
+from af_pipeline.views import Box, Tile, View, forward_pixels
 
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1
 TileMap = tuple[Tile, NDArray[np.float32]]  # a tile and the focus map of its forward
 
 
@@ -59,9 +58,6 @@ def candidates_of(
     rule = plan.rules[scale]
     if rule is None:
         return [Candidate(view.chip.box, 1.0, 0.0, view.index)]
-    if isinstance(rule, GridRule):
-        grid = _grid(row, scale + 1, rule, plan)
-        return [Candidate(box, 1.0, 0.0, view.index) for box in grid]
     focus = focus_map(view, maps)
     price = step_price(row, scale, plan)
     rects, mean, gain = chips_from_map(focus, rule, (view.height, view.width), price)
@@ -86,15 +82,16 @@ def focus_map(view: View, maps: Sequence[TileMap]) -> NDArray[np.float32]:
 
 
 def step_price(row: ImageRow, scale: int, plan: Plan) -> Price:
-    """What a chip cut from a map of ``scale`` costs at the next scale, in px of the map's scale."""
+    """What a chip cut from a map of ``scale`` costs at the next scale, by px of the map's scale."""
     factors = [plan.scales[s].factor_for(row.height, row.width) for s in (scale, scale + 1)]
     ratio = factors[1] / factors[0]
+    tiles = plan.tiling(scale + 1, factors[1])
 
-    def price(width: NDArray, height: NDArray) -> NDArray:
-        rows, columns = np.ceil(height * ratio - 1e-6), np.ceil(width * ratio - 1e-6)
-        return canvas_pixels(rows, columns, plan.canvases, plan.tiles) / ratio**2
+    def side(length: NDArray) -> NDArray:
+        lengths = np.ceil(length * ratio - 1e-6)
+        return canvas_sides(lengths, plan.canvases, (tiles.side, tiles.overlap))
 
-    return price
+    return Price(side, ratio**2)
 
 
 def next_chips(row: ImageRow, scale: int, plan: Plan) -> list[Candidate]:
@@ -151,12 +148,14 @@ def _merged(
     members = np.array([one.box for one in found], np.int64)
     holders = np.array([parent.box for parent in parents.values()], np.int64)
 
-    def price(width: NDArray, height: NDArray) -> NDArray:
-        rows, columns = np.maximum(1, np.round(np.stack([height, width]) * finer))
-        return canvas_pixels(rows, columns, plan.canvases, plan.tiles)
+    tiles = plan.tiling(scale + 1, finer)
 
-    chip_cost = rule.chip_cost * (finer / own) ** 2
-    rects = merge_rects(members, rule.merge, chip_cost, holders, price)
+    def side(length: NDArray) -> NDArray:
+        lengths = np.maximum(1, np.round(length * finer))
+        return canvas_sides(lengths, plan.canvases, (tiles.side, tiles.overlap))
+
+    price = Price(side, (finer / own) ** 2)
+    rects = merge_rects(members, rule.merge, rule.chip_cost, holders, price)
     focus = np.array([one.focus for one in found])
     gain = np.array([one.gain for one in found])
     merged = []
@@ -192,7 +191,7 @@ def _affordable(
     """The candidates of ``scale`` that the plan's budget takes; the others are counted."""
     if plan.budget is None:
         return list(found)
-    costs = [forward_pixels(*network_size(row, scale, one.box, plan), plan) for one in found]
+    costs = [forward_pixels(row, scale, one.box, plan) for one in found]
     ledger = row.ledger
     spent = [
         forwarded + padded for forwarded, padded in zip(ledger.pixels, ledger.padded, strict=True)
@@ -204,16 +203,6 @@ def _affordable(
     taken = take_chips(gains, np.array(costs), parents, limit, plan.budget.least_gain)
     ledger.refused[scale] += len(found) - len(taken)
     return [found[i] for i in taken]
-
-
-def _grid(row: ImageRow, scale: int, rule: GridRule, plan: Plan) -> list[Box]:
-    """Windows over the whole image, original px: none larger than ``rule.side`` network px."""
-    factor = plan.scales[scale].factor_for(row.height, row.width)
-    height, width = scaled_size(row.height, row.width, factor)
-    rects = tile_rects(height, width, rule.side, rule.overlap)
-    low, high = np.ceil(rects[:, :2] / factor), np.floor(rects[:, 2:] / factor)
-    high = np.where(rects[:, 2:] == [width, height], [row.width, row.height], high)
-    return [_box(rect) for rect in np.concatenate([low, high], 1).astype(np.int64)]
 
 
 def _box(rect: NDArray) -> Box:

@@ -15,9 +15,10 @@ An object (crowd regions are none) is
                   one chip, the whole image
     border        chips of such a scale cover it, but each has an inner edge nearer than the
                   border tolerance, so that the pipeline drops a box there
+    seam          a chip of such a scale shows it, but in tiles of which none shows it whole
     no_detection  it was looked at, and nothing was detected
 
-Without the chips of the run the last four are one, ``missed``. The size and place are those of
+Without the chips of the run the last five are one, ``missed``. The size and place are those of
 the object's own box; the pipeline goes by those of the detected box, which differ a little.
 
 A detection is

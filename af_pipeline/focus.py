@@ -52,13 +52,19 @@ class ChipRule:
     context: int = 0
 
 
-# Widths and heights [M] of rectangles -> what one forward of each costs [M], px of area.
-Price = Callable[[NDArray, NDArray], NDArray]
+@dataclass(frozen=True)
+class Price:
+    """What one forward of a rectangle costs: the product of what its two sides count as.
+
+    ``side``: lengths [M] -> their counts [M], which rise; ``per_px``: how much of it one px is
+    worth in which a chip's own cost is stated. The default is the plain area.
+    """
+
+    side: Callable[[NDArray], NDArray] = np.asarray
+    per_px: float = 1.0
 
 
-def area_price(width: NDArray, height: NDArray) -> NDArray:
-    """The plain area."""
-    return width * height
+AREA = Price()
 
 
 def focus_labels(
@@ -140,89 +146,152 @@ def merge_rects(
     rule: str,
     chip_cost: float = 0.0,
     containers: NDArray[np.int64] | None = None,
-    price: Price = area_price,
+    price: Price = AREA,
 ) -> NDArray[np.int64]:
     """Merge rectangles [M, 4] to a fixpoint, in an order that does not depend on theirs.
 
     "paper": two that overlap or touch become their bounding rectangle. "cost": two become it
-    when its ``price`` is at most the sum of theirs plus ``chip_cost``. With ``containers`` [P, 4] a
-    merge happens only when one container holds the result. Returns sorted rectangles.
+    when its ``price`` is at most the sum of theirs plus ``chip_cost`` px; the pair that saves most
+    comes first. With ``containers`` [P, 4] a merge happens only when one container holds the
+    result. Returns sorted rectangles. Memory is O(M).
     """
     if rule not in ("paper", "cost"):
         raise ValueError(f"merge rule {rule!r} is unknown: use 'paper' or 'cost'")
     todo = np.unique(rects, axis=0)
+    if rule == "paper" and containers is None:
+        return _join_touching(todo)
     if len(todo) < 2:
         return todo
-    held = None if containers is None else _held_by(todo, containers)
-    alive = np.ones(len(todo), bool)
-    # savings[i, j]: what merging i and j saves, -inf where they may not; best: its row maxima.
-    # Kept up to date, not made anew: a crowded map has a thousand rectangles.
-    savings = np.stack([_savings(todo, held, i, rule, chip_cost, price) for i in range(len(todo))])
-    best = savings.max(1)
-    while best.max() > -np.inf:
-        i, j = _best_pair(todo, savings, best)
-        todo[i, :2] = np.minimum(todo[i, :2], todo[j, :2])
-        todo[i, 2:] = np.maximum(todo[i, 2:], todo[j, 2:])
-        if held is not None:
-            held[i] &= held[j]
-        alive[j] = False
-        stale = (savings[:, i] == best) | (savings[:, j] == best)
-        savings[j], savings[:, j] = -np.inf, -np.inf
-        row = np.where(alive, _savings(todo, held, i, rule, chip_cost, price), -np.inf)
-        savings[i], savings[:, i] = row, row
-        best = np.maximum(best, row)
-        stale[[i, j]] = True
-        best[stale] = savings[stale].max(1)
-    return np.unique(todo[alive], axis=0)
+    pool = _MergePool(todo, rule, chip_cost, containers, price)
+    while pool.merge_best():
+        pass
+    return np.unique(pool.left().T.astype(np.int64), axis=0)
 
 
-def _held_by(rects: NDArray[np.int64], containers: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which container [P, 4] holds which rectangle [M, 4] -> bool [M, P]."""
-    low = rects[:, None, :2] >= containers[None, :, :2]
-    high = rects[:, None, 2:] <= containers[None, :, 2:]
-    return np.all(low & high, axis=-1)
+def _join_touching(rects: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The fixpoint of joining rectangles [M, 4] that overlap or touch, whatever the order.
+
+    Sorted by their left edges, a rectangle meets those that begin before it ends.
+    """
+    while len(rects) > 1:
+        rects = rects[np.lexsort(rects.T[::-1])]
+        group = np.arange(len(rects))
+        ends = np.searchsorted(rects[:, 0], rects[:, 2], side="right")
+        for i in np.flatnonzero(ends > np.arange(1, len(rects) + 1)):
+            near = slice(i, ends[i])
+            meets = (rects[near, 1] <= rects[i, 3]) & (rects[near, 3] >= rects[i, 1])
+            group[near][meets] = np.minimum(group[near][meets], group[i])
+        if (group == np.arange(len(rects))).all():
+            break
+        joined = rects[np.unique(group)]
+        place = np.searchsorted(np.unique(group), group)
+        np.minimum.at(joined[:, :2], place, rects[:, :2])
+        np.maximum.at(joined[:, 2:], place, rects[:, 2:])
+        rects = joined
+    return np.unique(rects, axis=0)
 
 
-def _savings(
-    rects: NDArray[np.int64],
-    held: NDArray[np.bool_] | None,
-    i: int,
-    rule: str,
-    chip_cost: float,
-    price: Price,
-) -> NDArray[np.float64]:
-    """What merging rectangle ``i`` with each other saves [M]; -inf where it is not allowed."""
-    one = rects[i]
-    low, high = np.minimum(rects[:, :2], one[:2]), np.maximum(rects[:, 2:], one[2:])
-    alone = price(*(rects[:, 2:] - rects[:, :2]).T)
-    saving = (alone + alone[i] - price(*(high - low).T)).astype(np.float64) + chip_cost
-    if rule == "paper":
-        near_low, near_high = np.maximum(rects[:, :2], one[:2]), np.minimum(rects[:, 2:], one[2:])
-        allowed = (near_low <= near_high).all(-1)
-    else:
-        allowed = saving >= 0
-    if held is not None:
-        allowed &= (held & held[i]).any(1)  # a box that holds both holds their union
-    allowed[i] = False
-    return np.where(allowed, saving, -np.inf)
+class _MergePool:
+    """Rectangles that are merged one pair after the other, the pair that saves most first.
+
+    They stay sorted by their left edges: a union takes the place of its left member. ``best`` [M]
+    bounds from above what merging each rectangle with one behind it saves; a bound is made exact
+    when it comes to the top. So a merge looks at few rows, and of these at the part within reach.
+    """
+
+    def __init__(
+        self,
+        rects: NDArray[np.int64],
+        rule: str,
+        chip_cost: float,
+        containers: NDArray[np.int64] | None,
+        price: Price,
+    ) -> None:
+        self.sides = np.ascontiguousarray(rects.T.astype(np.int32))  # x0, y0, x1, y1 of all
+        lengths = np.arange(int((rects.max(0)[2:] - rects.min(0)[:2]).max()) + 1)
+        self.counts = np.asarray(price.side(lengths), np.float64)
+        self.touching, self.containers = rule == "paper", containers
+        self.chip_cost = chip_cost * price.per_px
+        # Every count lies in [unit * length, unit * length + slack].
+        self.unit = float((self.counts[1:] / lengths[1:]).min())
+        self.slack = float((self.counts - self.unit * lengths).max())
+        self.alone = self._price(*self.sides)
+        self.merged = 0  # taken in since the arrays were made: they still lie in them
+        self.best = np.array([self._row(i).max(initial=-np.inf) for i in range(len(rects))])
+
+    def merge_best(self) -> bool:
+        """Merge the pair that saves most, ties by coordinates; False where no pair may merge."""
+        while (top := self.best.max()) > -np.inf:
+            first = np.flatnonzero(self.best == top)
+            first = first[self.sides[0, first] == self.sides[0, first].min()]
+            pairs = []
+            for i in first.tolist():
+                row = self._row(i)
+                self.best[i] = row.max(initial=-np.inf)
+                pairs += [(i, i + 1 + int(j)) for j in np.flatnonzero(row == top)]
+            if pairs:
+                self._join(*min(pairs, key=lambda pair: sorted(self.sides[:, pair].T.tolist())))
+                return True
+        return False
+
+    def _join(self, i: int, j: int) -> None:
+        self.sides[:2, i] = np.minimum(self.sides[:2, i], self.sides[:2, j])
+        self.sides[2:, i] = np.maximum(self.sides[2:, i], self.sides[2:, j])
+        self.alone[j], self.best[j] = -np.inf, -np.inf  # merging with it never pays
+        self.alone[i] = self._price(*self.sides[:, i])
+        self.best[i] = self._row(i).max(initial=-np.inf)
+        self.best[:i] = np.maximum(self.best[:i], self._savings(i, slice(0, i)))
+        self.merged += 1
+        if self.merged > len(self.best) // 8:
+            self.sides, self.best = self.left(), self.best[self.alone > -np.inf]
+            self.alone, self.merged = self.alone[self.alone > -np.inf], 0
+
+    def left(self) -> NDArray[np.int32]:
+        """Sides x0, y0, x1, y1 [4, M] of the rectangles that no other has taken in."""
+        return self.sides[:, self.alone > -np.inf]
+
+    def _row(self, i: int) -> NDArray[np.float64]:
+        """What merging rectangle ``i`` with those behind it and within reach saves."""
+        left, top, right, low = self.sides[:, i].tolist()
+        reach = right - left
+        if not self.touching:
+            # One that starts d px further right makes the union wider than itself by d at least,
+            # which must not cost more than this rectangle alone and one more chip.
+            spare = self.counts[right - left] + self.chip_cost / self.counts[low - top]
+            reach = (spare + self.slack) / self.unit
+        end = int(np.searchsorted(self.sides[0], left + reach, side="right"))
+        return self._savings(i, slice(i + 1, max(end, i + 1)))
+
+    def _price(self, x0: NDArray, y0: NDArray, x1: NDArray, y1: NDArray) -> NDArray[np.float64]:
+        return self.counts[x1 - x0] * self.counts[y1 - y0]
+
+    def _savings(self, i: int, others: slice) -> NDArray[np.float64]:
+        """What merging rectangle ``i`` with each of ``others`` saves; -inf where it may not be."""
+        x0, y0, x1, y1 = self.sides[:, others]
+        left, top, right, low = self.sides[:, i]
+        low_ends = np.minimum(x0, left), np.minimum(y0, top)
+        union = *low_ends, np.maximum(x1, right), np.maximum(y1, low)
+        saving = self.alone[others] + self.alone[i] - self._price(*union) + self.chip_cost
+        if self.touching:
+            allowed = (x0 <= right) & (x1 >= left) & (y0 <= low) & (y1 >= top)
+        else:
+            allowed = saving >= 0
+        if self.containers is not None:
+            near = np.flatnonzero(allowed)
+            allowed[near] = _held(np.stack(union, 1)[near], self.containers)
+        return np.where(allowed, saving, -np.inf)
 
 
-def _best_pair(
-    rects: NDArray[np.int64], savings: NDArray[np.float64], best: NDArray[np.float64]
-) -> tuple[int, int]:
-    """The pair whose merge saves most; ties go to the first by coordinates."""
-    top = best.max()
-    i = _first(rects, np.flatnonzero(best == top))
-    return i, _first(rects, np.flatnonzero(savings[i] == top))
-
-
-def _first(rects: NDArray[np.int64], indices: NDArray[np.int64]) -> int:
-    """The one of ``indices`` whose rectangle comes first by coordinates."""
-    return int(indices[np.lexsort(rects[indices].T[::-1])[0]])
+def _held(rects: NDArray, containers: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rectangles [M, 4] some container [P, 4] holds whole -> bool [M]."""
+    held = np.zeros(len(rects), bool)
+    for container in containers:
+        held |= (rects[:, :2] >= container[:2]).all(1) & (rects[:, 2:] <= container[2:]).all(1)
+    return held
 
 
 def chips_from_map(
-    focus_map: NDArray, rule: ChipRule, size: tuple[int, int], price: Price = area_price
+    focus_map: NDArray, rule: ChipRule, size: tuple[int, int], price: Price = AREA
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
     """FocusChips of one chip, AutoFocus Algorithm 1.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -55,7 +55,7 @@ def split_axis(length: int, limit: int, overlap: int) -> list[tuple[int, int]]:
         return [(0, length)]
     if limit - overlap < 3 * TILE_STEP:
         raise ValueError(f"overlap {overlap} leaves no step for tiles of {limit} px")
-    for count in itertools.count(2):
+    for count in itertools.count(max(2, -(-(length - overlap) // (limit - overlap)))):
         size = -(-(length + (count - 1) * overlap) // count)
         last = -(-(length - size) // TILE_STEP) * TILE_STEP
         starts = [i * last // (count - 1) // TILE_STEP * TILE_STEP for i in range(count)]
@@ -66,9 +66,6 @@ def split_axis(length: int, limit: int, overlap: int) -> list[tuple[int, int]]:
     raise AssertionError("unreachable: pieces shrink as their number grows")
 
 
-_split = lru_cache(maxsize=4096)(split_axis)  # prices ask for the same lengths again and again
-
-
 def tile_rects(height: int, width: int, side: int, overlap: int) -> NDArray[np.int64]:
     """Tiles [T, 4] (x0, y0, x1, y1 network px) that cover ``height`` x ``width``, row by row."""
     rows = split_axis(height, side, overlap)
@@ -76,37 +73,36 @@ def tile_rects(height: int, width: int, side: int, overlap: int) -> NDArray[np.i
     return np.array([[x0, y0, x1, y1] for y0, y1 in rows for x0, x1 in columns], np.int64)
 
 
-def canvas_pixels(
-    height: NDArray,
-    width: NDArray,
-    lanes: Sequence[Lane] | None = None,
-    tiles: tuple[int, int] | None = None,
+def canvas_sides(
+    length: NDArray, lanes: Sequence[Lane] | None = None, tiles: tuple[int, int] | None = None
 ) -> NDArray[np.int64]:
-    """Network px that forwards of ``height`` x ``width`` [M] take, padding included.
+    """Network px that a side of ``length`` [M] takes in forwards, padding included.
 
-    Sides are rounded up to those of ``lanes``, or to multiples of `TILE_STEP` without them and
+    It is rounded up to a side of ``lanes``, or to a multiple of `TILE_STEP` without them and
     beyond the largest. ``tiles``: the largest side of a tile and the overlap, network px, of what
-    is larger.
+    is larger, whose tiles are summed. What a chip takes is the product of its two sides.
     """
-    rows = _canvas_sides(height, {lane.height for lane in lanes or ()}, tiles)
-    return rows * _canvas_sides(width, {lane.width for lane in lanes or ()}, tiles)
-
-
-def _canvas_sides(
-    length: NDArray, sides: Collection[int], tiles: tuple[int, int] | None
-) -> NDArray[np.int64]:
-    """Lengths [M] rounded up to ``sides``; of those cut into tiles the sum over the pieces."""
     known = np.asarray(length, np.int64)
-    steps = -(-known // TILE_STEP) * TILE_STEP
+    sides = tuple(sorted({lane.height for lane in lanes or ()}))
+    size = 1 << int(known.max(initial=1)).bit_length()
+    return _canvas_table(sides, tiles, size)[known]
+
+
+@lru_cache(maxsize=32)
+def _canvas_table(
+    sides: tuple[int, ...], tiles: tuple[int, int] | None, size: int
+) -> NDArray[np.int64]:
+    """`canvas_sides` of 0 to ``size``: prices ask for the same lengths again and again."""
+    known = np.arange(size + 1)
+    table = -(-known // TILE_STEP) * TILE_STEP
     if sides:
-        ordered = np.array(sorted(sides), np.int64)
-        index = np.searchsorted(ordered, known)
-        steps = np.where(index < len(ordered), ordered[np.minimum(index, len(ordered) - 1)], steps)
-    if tiles is not None and (known > tiles[0]).any():
-        for one in np.unique(known[known > tiles[0]]):
-            pieces = np.array([end - start for start, end in _split(int(one), *tiles)])
-            steps = np.where(known == one, _canvas_sides(pieces, sides, None).sum(), steps)
-    return steps
+        index = np.searchsorted(sides, known)
+        table = np.where(index < len(sides), np.array(sides)[index.clip(max=len(sides) - 1)], table)
+    if tiles is not None:
+        for one in range(tiles[0] + 1, size + 1):
+            table[one] = sum(int(table[end - start]) for start, end in split_axis(one, *tiles))
+    table.flags.writeable = False
+    return table
 
 
 def pack(

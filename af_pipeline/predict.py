@@ -19,6 +19,7 @@ from af_pipeline.lanes import Lane
 from af_pipeline.model.base import INPUT_MULTIPLE, Detector, Output
 from af_pipeline.model.checkpoint import load_detector
 from af_pipeline.model.fold import folded
+from af_pipeline.model.selection import MAX_DETECTIONS
 from af_pipeline.samples import PAD_VALUE
 from af_pipeline.settings import IndexConfig
 
@@ -60,6 +61,7 @@ class TorchPredictor:
         nms_iou: float = 0.6,
         proposals: bool = False,
         threads: int = 1,
+        max_detections: int = MAX_DETECTIONS,
     ) -> None:
         self.detector = folded(detector).to(device)
         self.device, self.pad_to_lane = device, pad_to_lane
@@ -67,7 +69,7 @@ class TorchPredictor:
         if self.bf16:
             _halve(self.detector.backbone)
         self.min_score, self.nms_iou = min_score, nms_iou
-        self.proposals = proposals
+        self.proposals, self.max_detections = proposals, max_detections
         self.spread = _spread(threads) if threads > 1 and device.type == "cpu" else map
 
     @torch.inference_mode()
@@ -87,13 +89,14 @@ class TorchPredictor:
                 output.labels.to(torch.int32).cpu().numpy(),
                 maps[i],
                 canvas - crop.shape[0] * crop.shape[1],
+                output.dropped,
             )
             for i, (output, crop) in enumerate(zip(outputs, crops, strict=True))
         ]
 
     def _answers(self, batch: Tensor, sizes: Tensor) -> tuple[list[Output], Tensor]:
         if not self.proposals:
-            return self.detector(batch, sizes, self.min_score, self.nms_iou)
+            return self.detector(batch, sizes, self.min_score, self.nms_iou, self.max_detections)
         count, _, height, width = batch.shape
         focus = torch.zeros(count, height // STRIDE, width // STRIDE)
         return self.detector.proposals(batch, sizes), focus
@@ -121,8 +124,10 @@ def predictor_options(config: IndexConfig) -> dict[str, Any]:
     return {
         "bf16": config.bf16,
         "pad_to_lane": config.lanes.pad,
-        "min_score": config.detector_score,
+        # Stacking only lowers scores: what is below its bound is never written.
+        "min_score": max(config.detector_score, config.stack.min_score),
         "nms_iou": config.detector_nms,
+        "max_detections": config.detector_max,
         "proposals": config.finds == "proposals",
     }
 

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from af_pipeline.boxes import box_area
 from af_pipeline.cascade import (
     Prediction,
     Predictor,
@@ -31,6 +32,8 @@ from af_pipeline.focus import STRIDE
 from af_pipeline.plans import Plan, unfocused
 from af_pipeline.schema import Detections, ImageRow, no_detections
 from af_pipeline.views import Tile, View, canvas_of
+
+VISIBLE = 0.25  # share of an object, or of a tile by it, from which it is seen there
 
 
 @dataclass(frozen=True)
@@ -99,17 +102,23 @@ def cascade_of(record: Record, plan: Plan, maps: Sequence[NDArray[np.float32]]) 
 def _answer(
     tile: Tile, view: View, found: Detections, focus: NDArray[np.float32], plan: Plan
 ) -> Prediction:
-    """What was recorded in a tile, in its network px; boxes are cut to it."""
+    """What was recorded in a tile, in its network px; boxes are cut to it.
+
+    A detector is taken to see an object of which a quarter is there, or that fills a quarter of the
+    tile.
+    """
     x0, y0, x1, y1 = tile.rect
     factors = np.array([view.factors[1], view.factors[0]])
     corner = np.array(view.chip.box[:2]) + np.array([x0, y0]) / factors
     boxes = (found.boxes - np.tile(corner, 2)) * np.tile(factors, 2)
     size = np.array([x1 - x0, y1 - y0])
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    own = np.flatnonzero(((centre >= 0) & (centre < size)).all(1))
+    parts = np.clip(boxes, 0, np.tile(size, 2))
+    area = box_area(parts)
+    seen = (area > 0) & (area >= VISIBLE * np.minimum(box_area(boxes), size.prod()))
+    own = np.flatnonzero(seen)
     rows, columns = canvas_of(tile, plan)
     return Prediction(
-        np.clip(boxes[own], 0, np.tile(size, 2)).astype(np.float32),
+        parts[own].astype(np.float32),
         found.scores[own],
         found.labels[own],
         shifted_map(focus, corner * factors, (int(size[1]), int(size[0]))),

@@ -48,7 +48,20 @@ CANDIDATE = pa.struct(
     ]
 )
 
-_COUNTERS = ("dropped_border", "dropped_range", "dropped_score", "dropped_nms")
+# Detections of an image that were dropped: cut by an edge and seen whole elsewhere or in no valid
+# place; outside their scale's valid range; below the lowest score; suppressed by a better one;
+# beyond the number that one forward answers with; beyond the number kept of an image.
+DROPPED = (
+    "dropped_border",
+    "dropped_range",
+    "dropped_score",
+    "dropped_nms",
+    "dropped_forward",
+    "dropped_image",
+)
+# Parts of objects that were joined across the seams between tiles, and detections that a seam still
+# cuts.
+COUNTERS = (*DROPPED, "joined_seam", "cut_seam")
 LEDGER = pa.struct(
     [
         pa.field("pixels", pa.large_list(pa.int64())),  # network px forwarded, per scale
@@ -56,7 +69,7 @@ LEDGER = pa.struct(
         pa.field("chips", pa.large_list(pa.int32())),  # chips forwarded, per scale
         pa.field("refused", pa.large_list(pa.int32())),  # chips the budget left out, per scale
         pa.field("pixels_pyramid", pa.int64()),  # network px of every scale whole
-        *[pa.field(name, pa.int32()) for name in _COUNTERS],
+        *[pa.field(name, pa.int32()) for name in COUNTERS],
         pa.field("decode_ms", pa.float32()),
         pa.field("forward_ms", pa.float32()),
     ]
@@ -110,7 +123,7 @@ IMAGES = pa.schema(
         pa.field("pixels_pyramid", pa.int64()),
         pa.field("bytes", pa.int64()),
         pa.field("run_id", pa.string()),
-        *[pa.field(name, pa.int32()) for name in _COUNTERS],
+        *[pa.field(name, pa.int32()) for name in COUNTERS],
         pa.field("decode_ms", pa.float32()),
         pa.field("forward_ms", pa.float32()),
         pa.field("pixels_per_scale", pa.list_(pa.int64())),
@@ -198,6 +211,10 @@ class Ledger:
     dropped_range: int = 0
     dropped_score: int = 0
     dropped_nms: int = 0
+    dropped_forward: int = 0
+    dropped_image: int = 0
+    joined_seam: int = 0
+    cut_seam: int = 0
     decode_ms: float = 0.0
     forward_ms: float = 0.0
 

@@ -213,7 +213,9 @@ class StackConfig(Section):
     sigma: float = Field(0.55, gt=0, description="soft-NMS width (AutoFocus: 0.55)")
     iou: float = Field(0.5, gt=0, le=1, description="plain NMS: overlap that suppresses")
     min_score: float = Field(0.01, ge=0, le=1, description="lowest score written")
-    max_detections: int = Field(1000, ge=1, description="detections kept per image")
+    max_detections: int = Field(
+        1000, ge=1, description="kept per image; images/ counts the others as dropped_image"
+    )
     border: float = Field(
         4, ge=0, description="a box this near an inner chip edge is dropped, network px"
     )
@@ -338,7 +340,15 @@ class IndexConfig(Section):
     )
     pyramid: tuple[ScaleConfig, ...] = Field(description="scales, coarse to fine")
     focus: FocusSection = FocusSection()
-    detector_score: float = Field(0.01, ge=0, le=1, description="lowest score kept per chip")
+    detector_score: float = Field(
+        0.01, ge=0, le=1, description="lowest score kept per chip, where stack.min_score is lower"
+    )
+    detector_max: int = Field(
+        1000,
+        ge=1,
+        le=100_000,
+        description="detections kept of one forward; images/ counts the others as dropped_forward",
+    )
     finds: Literal["objects", "proposals"] = Field(
         "objects", description="proposals: boxes of anything, without a class (jobs/mine.py)"
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from af_pipeline.schema import CHIPS, DETECTIONS, IMAGES, ImageRow, join_detections
+from af_pipeline.schema import CHIPS, COUNTERS, DETECTIONS, IMAGES, ImageRow, join_detections
 
 
 def detections_table(rows: Sequence[ImageRow], class_names: Sequence[str]) -> pa.Table:
@@ -46,10 +46,7 @@ def images_table(rows: Sequence[ImageRow], run_id: str) -> pa.Table:
             "pixels_pyramid": row.ledger.pixels_pyramid,
             "bytes": row.bytes,
             "run_id": run_id,
-            "dropped_border": row.ledger.dropped_border,
-            "dropped_range": row.ledger.dropped_range,
-            "dropped_score": row.ledger.dropped_score,
-            "dropped_nms": row.ledger.dropped_nms,
+            **{name: getattr(row.ledger, name) for name in COUNTERS},
             "decode_ms": row.ledger.decode_ms,
             "forward_ms": row.ledger.forward_ms,
             "pixels_per_scale": row.ledger.pixels,

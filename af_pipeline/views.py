@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from af_pipeline.codec import resize
-from af_pipeline.lanes import TILE_STEP, Lane, lane_of, largest_side, tile_rects
-from af_pipeline.plans import Plan
+from af_pipeline.lanes import TILE_STEP, Lane, lane_of, tile_rects
+from af_pipeline.plans import Plan, TileRule
 from af_pipeline.resampling import resize_part
-from af_pipeline.scales import Scale, scaled_size
+from af_pipeline.scales import scaled_size
 from af_pipeline.schema import Chip, ImageRow
 
 # Network px of resized chips held at once, about 200 MB; the tiles of a larger chip are resized
 # one by one.
 HELD_PIXELS = 64_000_000
 
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1
+
 
 @dataclass(frozen=True)
 class View:
     """A chip and its size at network input; factors (y, x) are network px per original px;
-    ``row``: its row's number, ``index``: the chip's among those of its row."""
+    ``row``: its row's number, ``index``: the chip's among those of its row; ``tiling``: how it is
+    cut where it is too large for one forward."""
 
     row: int
     index: int
@@ -32,6 +35,7 @@ class View:
     height: int
     width: int
     factors: tuple[float, float]
+    tiling: TileRule
 
     @property
     def pixels(self) -> int:
@@ -48,36 +52,24 @@ class Tile:
     lane: int
 
 
-def view_of(number: int, index: int, row: ImageRow, scale: Scale) -> View:
+def view_of(number: int, index: int, row: ImageRow, plan: Plan) -> View:
     """The view of chip ``index`` of ``row``, which is the ``number``th."""
     chip = row.chips[index]
     x0, y0, x1, y1 = chip.box
     native_h, native_w = y1 - y0, x1 - x0
-    height, width = scaled_size(native_h, native_w, scale.factor_for(row.height, row.width))
-    return View(number, index, chip, height, width, (height / native_h, width / native_w))
+    factor = plan.scales[chip.scale].factor_for(row.height, row.width)
+    height, width = scaled_size(native_h, native_w, factor)
+    factors = (height / native_h, width / native_w)
+    return View(number, index, chip, height, width, factors, plan.tiling(chip.scale, factor))
 
 
-def tiles_in(
-    height: int, width: int, lanes: Sequence[Lane], overlap: int
-) -> list[tuple[tuple[int, int, int, int], int]]:
-    """Rect (x0, y0, x1, y1 network px) and lane of what is forwarded of ``height`` x ``width``.
-
-    All of it where a lane holds it, else overlapping tiles.
-    """
-    lane = lane_of(height, width, lanes)
-    if lane >= 0:
-        return [((0, 0, width, height), lane)]
-    rects = tile_rects(height, width, largest_side(lanes), overlap)
+def tiles_of(index: int, view: View, lanes: Sequence[Lane]) -> list[Tile]:
+    """What is forwarded of a view: all of it where one tile holds it, else overlapping tiles."""
+    rects = tile_rects(view.height, view.width, view.tiling.side, view.tiling.overlap)
     return [
-        ((int(x0), int(y0), int(x1), int(y1)), lane_of(y1 - y0, x1 - x0, lanes))
-        for x0, y0, x1, y1 in rects
+        Tile(index, (x0, y0, x1, y1), lane_of(y1 - y0, x1 - x0, lanes))
+        for x0, y0, x1, y1 in rects.tolist()
     ]
-
-
-def tiles_of(index: int, view: View, lanes: Sequence[Lane], overlap: int) -> list[Tile]:
-    """One tile for a view that fits its lane, overlapping ones for a larger view."""
-    parts = tiles_in(view.height, view.width, lanes, overlap)
-    return [Tile(index, rect, lane) for rect, lane in parts]
 
 
 def canvas_of(tile: Tile, plan: Plan) -> tuple[int, int]:
@@ -88,10 +80,11 @@ def canvas_of(tile: Tile, plan: Plan) -> tuple[int, int]:
     return -(-(y1 - y0) // TILE_STEP) * TILE_STEP, -(-(x1 - x0) // TILE_STEP) * TILE_STEP
 
 
-def forward_pixels(height: int, width: int, plan: Plan) -> int:
-    """Network px that a chip of ``height`` x ``width`` network px takes, padding included."""
-    tiles = tiles_in(height, width, plan.lanes, plan.overlap)
-    canvases = (canvas_of(Tile(0, rect, lane), plan) for rect, lane in tiles)
+def forward_pixels(row: ImageRow, scale: int, box: Box, plan: Plan) -> int:
+    """Network px that a chip ``box`` (original px) takes at ``scale``, padding included."""
+    chip = Chip(scale, -1, box, 0.0)
+    view = view_of(0, 0, replace(row, chips=[chip]), plan)
+    canvases = (canvas_of(tile, plan) for tile in tiles_of(0, view, plan.lanes))
     return sum(rows * columns for rows, columns in canvases)
 
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from af_pipeline.budget import BudgetRule, allowance, gain_floor, take_chips
-from af_pipeline.chipping import network_size
 from af_pipeline.focus import ChipRule
 from af_pipeline.lanes import make_lanes
 from af_pipeline.plans import Plan
@@ -224,8 +223,8 @@ def test_refused_chips_are_counted_and_the_best_are_kept(pad: bool) -> None:
     assert 0 < refused < len(every.chips) - 1
 
     def density(chip: object) -> float:
-        size = network_size(every, chip.scale, chip.box, plan)  # type: ignore[attr-defined]
-        return chip.gain / forward_pixels(*size, plan)  # type: ignore[attr-defined]
+        cost = forward_pixels(every, chip.scale, chip.box, plan)  # type: ignore[attr-defined]
+        return chip.gain / cost  # type: ignore[attr-defined]
 
     order = [density(chip) for chip in every.chips[1:]]
     assert order == sorted(order, reverse=True)

@@ -221,7 +221,8 @@ def test_the_ledger_adds_up(seed: int, count: int, method: str) -> None:
     (row,) = run_cascade([paint(boxes, 700, 900)], plan, predictor)
     ledger = row.ledger
     dropped = ledger.dropped_border + ledger.dropped_range + ledger.dropped_score
-    assert predictor.found == len(row.detections) + dropped + ledger.dropped_nms
+    suppressed = ledger.dropped_nms + ledger.dropped_image + ledger.joined_seam
+    assert predictor.found == len(row.detections) + dropped + suppressed
     assert ledger.pixels_pyramid == pyramid_pixels(700, 900, SCALES)
     for scale in range(3):
         area = 0

@@ -16,11 +16,10 @@ from af_pipeline.cascade import Prediction, advance, look, start_row
 from af_pipeline.codec import resize
 from af_pipeline.focus import STRIDE
 from af_pipeline.lanes import Lane, make_lanes
-from af_pipeline.plans import GridRule
 from af_pipeline.resampling import resize_part
 from af_pipeline.scales import Scale, scaled_size
 from af_pipeline.schema import Chip, ImageRow, rows_to_table
-from tests.fakes import SCALES, FakePredictor, make_plan, paint, run_cascade, scatter
+from tests.fakes import FakePredictor, make_plan, paint, run_cascade, scatter
 
 SEEDS = st.integers(0, 10**6)
 SIDES = st.integers(1, 300)
@@ -122,20 +121,9 @@ def test_a_huge_chip_is_never_resized_whole(
     assert peak_of(lambda: look([row], 0, plan, silent)) < 7
 
 
-def test_windows_are_resized_one_after_the_other() -> None:
-    image = np.zeros((1600, 1600, 3), np.uint8)
-    plan = make_plan(scales=(SCALES[0], SCALES[2]), rules=(GridRule(512, 128),))
-    row = ImageRow("0", "")
-    start_row(row, image, plan)
-
-    def run() -> None:
-        look([row], 0, plan, silent)
-        advance([row], 0, plan)
-        look([row], 1, plan, silent)
-
-    # The windows have 46 MB at network input and 12 MB of original px, the image 8 MB.
-    assert peak_of(run) < 10
-    assert len(row.chips) > 60
+def seen_by_tiles(row: ImageRow) -> list[views.View]:
+    plan = make_plan(scales=(Scale(2.0),), rules=(), lanes=make_lanes((128, 256)), overlap=32)
+    return [views.view_of(0, index, row, plan) for index in range(len(row.chips))]
 
 
 def test_resized_chips_are_held_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +131,10 @@ def test_resized_chips_are_held_up_to_the_limit(monkeypatch: pytest.MonkeyPatch)
     rng = np.random.default_rng(0)
     row = ImageRow("0", "", 600, 600)
     row.chips = [Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, noise(rng, 130, 150)) for _ in range(6)]
-    seen = [views.view_of(0, index, row, Scale(2.0)) for index in range(6)]
+    seen = seen_by_tiles(row)
     cutter = views.Cutter(seen)
     lanes = make_lanes((128, 256))
-    tiles = [t for i, view in enumerate(seen) for t in views.tiles_of(i, view, lanes, 32)]
+    tiles = [t for i, view in enumerate(seen) for t in views.tiles_of(i, view, lanes)]
     assert len(tiles) > 12
     for number in rng.permutation(np.repeat(np.arange(len(tiles)), 2)):
         tile = tiles[number]
@@ -161,9 +149,9 @@ def test_threads_cut_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     row = ImageRow("0", "", 600, 600)
     row.chips = [Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, noise(rng, 130, 150)) for _ in range(6)]
-    seen = [views.view_of(0, index, row, Scale(2.0)) for index in range(6)]
+    seen = seen_by_tiles(row)
     lanes = make_lanes((128, 256))
-    tiles = [t for i, view in enumerate(seen) for t in views.tiles_of(i, view, lanes, 32)]
+    tiles = [t for i, view in enumerate(seen) for t in views.tiles_of(i, view, lanes)]
     tiles = [tiles[number] for number in rng.permutation(np.repeat(np.arange(len(tiles)), 20))]
     one, many = views.Cutter(seen), views.Cutter(seen)
     with ThreadPoolExecutor(8) as pool:
@@ -185,15 +173,3 @@ def test_a_crop_does_not_hold_the_image() -> None:
     assert len(crops) == 2
     assert not any(np.shares_memory(crop, image) for crop in crops)
     assert all(crop.base is None for crop in crops)
-
-
-def test_crops_that_exceed_the_image_together_are_no_copies() -> None:
-    image = np.zeros((700, 900, 3), np.uint8)
-    plan = make_plan(scales=(SCALES[0], SCALES[2]), rules=(GridRule(256, 96),))
-    row = ImageRow("0", "")
-    start_row(row, image, plan)
-    look([row], 0, plan, silent)
-    advance([row], 0, plan)
-    crops = [chip.pixels for chip in row.chips if chip.pixels is not None]
-    assert sum(crop.nbytes for crop in crops) > image.nbytes
-    assert all(np.shares_memory(crop, image) for crop in crops)

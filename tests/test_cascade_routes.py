@@ -3,14 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from af_pipeline.cascade import advance, look, pending_pixels, stack, start_row
 from af_pipeline.chipping import make_chip
-from af_pipeline.lanes import make_lanes
-from af_pipeline.plans import GridRule
+from af_pipeline.lanes import make_lanes, split_axis
+from af_pipeline.plans import TileRule
 from af_pipeline.scales import Scale
 from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
 from tests.fakes import (
@@ -111,30 +110,13 @@ def test_a_chip_is_looked_at_once() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(SEEDS, st.integers(1, 12), st.integers(40, 900), st.integers(40, 900))
-def test_tiles_find_what_is_smaller_than_their_overlap(
-    seed: int, count: int, height: int, width: int
-) -> None:
+def test_tiles_find_what_is_there(seed: int, count: int, height: int, width: int) -> None:
     boxes = scatter(np.random.default_rng(seed), count, height, width, [SMALL, LARGE])
-    plan = make_plan(scales=(OPEN[0], OPEN[2]), rules=(GridRule(512, 340),), overlap=340)
-    (row,) = run_cascade([paint(boxes, height, width)], plan)
+    plan = make_plan("tiles", scales=(OPEN[0], OPEN[2]), windows=TileRule(256, 64))
+    predictor = FakePredictor()
+    (row,) = run_cascade([paint(boxes, height, width)], plan, predictor)
     check_found(row, boxes, 2.01)
-    covered = np.zeros((height, width), bool)
-    for chip in row.chips[1:]:
-        x0, y0, x1, y1 = chip.box
-        assert 0 <= x0 < x1 <= width
-        assert 0 <= y0 < y1 <= height
-        assert max(x1 - x0, y1 - y0) <= 256
-        covered[y0:y1, x0:x1] = True
-    assert covered.all()
-
-
-@pytest.mark.parametrize("factor", [0.37, 1.0, 1.7])
-def test_the_grid_is_where_a_sliding_window_is(factor: float) -> None:
-    plan = make_plan(scales=(Scale(0.25), Scale(factor)), rules=(GridRule(256, 64),))
-    (row,) = run_cascade([np.zeros((900, 1300, 3), np.uint8)], plan)
-    assert row.ledger.chips[1] == len(row.chips) - 1
-    assert row.ledger.pixels[1] >= int(900 * factor) * int(1300 * factor)
-    lefts = sorted({chip.box[0] for chip in row.chips[1:]})
-    rights = sorted({chip.box[2] for chip in row.chips[1:]})
-    overlaps = [right - left for left, right in zip(lefts[1:], rights[:-1], strict=True)]
-    assert min(overlaps, default=64) * factor >= 64 - 2 * factor
+    assert [chip.box for chip in row.chips] == [(0, 0, width, height)] * 2
+    rows, columns = (len(split_axis(2 * side, 256, 64)) for side in (height, width))
+    assert len(predictor.batches) == 1 + rows * columns
+    assert row.ledger.pixels[1] >= 4 * height * width

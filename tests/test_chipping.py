@@ -13,7 +13,7 @@ from af_pipeline.budget import BudgetRule
 from af_pipeline.cascade import advance, look, start_row
 from af_pipeline.chipping import network_size, next_chips, step_price
 from af_pipeline.focus import STRIDE, ChipRule, chips_from_map, component_rects, focus_cells
-from af_pipeline.lanes import canvas_pixels, lane_of, make_lanes
+from af_pipeline.lanes import canvas_sides, lane_of, make_lanes
 from af_pipeline.plans import Plan
 from af_pipeline.scales import Scale
 from af_pipeline.schema import Candidate, Chip, ImageRow, rows_to_table
@@ -83,11 +83,13 @@ def test_the_price_of_a_chip_is_what_it_takes(seed: int, kind: str, pad: bool, f
             lane = lane_of(*sizes, plan.lanes)
             row.chips.append(Chip(scale, lane, (x0, y0, x1, y1), 1.0, 0.0, image[y0:y1, x0:x1]))
         known = np.array([network_size(row, scale, chip.box, plan) for chip in row.chips])
-        prices = [forward_pixels(*one, plan) for one in known.tolist()]
+        prices = [forward_pixels(row, scale, chip.box, plan) for chip in row.chips]
         look([row], scale, plan, GradedPredictor(plan))
         assert sum(prices) == row.ledger.pixels[scale] + row.ledger.padded[scale]
         if pad or not fill:  # what merging goes by
-            assert canvas_pixels(*known.T, plan.canvases, plan.tiles).tolist() == prices
+            tiles = plan.tiling(scale, plan.scales[scale].factor_for(row.height, row.width))
+            sides = canvas_sides(known, plan.canvases, (tiles.side, tiles.overlap))
+            assert sides.prod(1).tolist() == prices
 
 
 @settings(max_examples=150, deadline=None)
@@ -107,14 +109,14 @@ def test_merging_in_a_chip_never_costs(
     rule = replace(RULE, context=context)
     price = step_price(ImageRow("0", "", 1500, 1300), int(rng.integers(2)), plan_of(kind, pad=pad))
 
-    def cost(merge: str) -> float:
-        own = replace(rule, merge=merge) if merge else replace(rule, merge="cost")
-        nothing = (lambda w, h: -1.0 * np.ones(len(w))) if not merge else price
-        rects, *_ = chips_from_map(focus, own, (height, width), nothing)
-        return float(price(*(rects[:, 2:] - rects[:, :2]).T).sum())
+    def cost(chip_cost: float) -> float:
+        rects, *_ = chips_from_map(
+            focus, replace(rule, chip_cost=chip_cost), (height, width), price
+        )
+        return float(price.side(rects[:, 2:] - rects[:, :2]).prod(1).sum())
 
-    # A price below zero: two chips are always worth more than one, so nothing merges.
-    assert cost("cost") <= cost("") + 1e-6
+    # At a chip cost of less than nothing no two chips merge.
+    assert cost(rule.chip_cost) <= cost(-1e12) + 1e-6
 
 
 @settings(max_examples=30, deadline=None)
@@ -126,8 +128,7 @@ def test_merging_in_an_image_never_costs(seed: int, kind: str, pad: bool) -> Non
     for scale, found, made in steps[:-1]:
 
         def cost(these: Sequence[Candidate], scale: int = scale) -> int:
-            sizes = [network_size(row, scale + 1, one.box, plan) for one in these]
-            return sum(forward_pixels(*size, plan) for size in sizes)
+            return sum(forward_pixels(row, scale + 1, one.box, plan) for one in these)
 
         assert cost(made) <= cost(found)
         assert all(any(inside(one.box, chip.box) for chip in made) for one in found)
@@ -137,10 +138,10 @@ def test_a_merge_that_needs_tiles_is_charged_for_their_overlap() -> None:
     row, plan = ImageRow("0", "", 600, 600), plan_of("even", pad=True)
     price = step_price(row, 1, plan)
     one, union = (np.array([side]) for side in (112, 256 - 32))
-    assert price(one, one) == 256 * 256 / 4
+    assert (price.side(one), price.per_px) == (256, 4)
     # 448 px at the next scale: two tiles of 256 px, whose overlap is forwarded twice.
-    assert price(union, one) == 2 * price(one, one)
-    assert price(np.array([257]), one) == 3 * price(one, one)
+    assert price.side(union) == 2 * price.side(one)
+    assert price.side(np.array([257])) == 3 * price.side(one)
 
 
 # ---- context

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from af_pipeline.coverage import CAUSES, Looked, farthest
 from af_pipeline.scales import Scale
 from af_pipeline.stacking import border_keep
+from tests.fakes import make_plan
 
 COARSE = Scale(0.5, valid_low=50.0)
 FINE = Scale(2.0, valid_low=5.0, valid_high=60.0)
@@ -15,7 +16,9 @@ HEIGHT, WIDTH = 400, 600
 
 
 def cause(box: list[float], chips: list[list[int]], scales: tuple = (COARSE, FINE)) -> str:
-    looked = Looked(scales, 4.0, {"a": (HEIGHT, WIDTH)}, {"a": np.array(chips).reshape(-1, 5)})
+    looked = Looked(
+        make_plan(scales=scales), {"a": (HEIGHT, WIDTH)}, {"a": np.array(chips).reshape(-1, 5)}
+    )
     (reached,) = farthest(np.array([box]), "a", looked)
     return CAUSES[reached]
 
@@ -47,6 +50,21 @@ def test_cases(box: list[float], chips: list[list[int]], expected: str) -> None:
     assert cause(box, chips) == expected
 
 
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([0, 0, 40, 250], "no_detection"),  # whole in the first row of tiles
+        (
+            [0, 200, 40, 320],
+            "seam",
+        ),  # 240 network px across the seam of tiles of 512 that share 128
+        ([0, 180, 40, 230], "no_detection"),  # 100 network px: both rows show it
+    ],
+)
+def test_tiles_show_an_object_whole_or_in_parts(box: list[float], expected: str) -> None:
+    assert cause(box, [], (Scale(2.0),)) == expected
+
+
 def test_open_ranges_see_everything() -> None:
     assert cause([120, 120, 121, 121], [], (Scale(0.5),)) == "no_detection"
 
@@ -59,7 +77,7 @@ def test_factors_by_the_resolution_rule() -> None:
 
 def test_other_images_have_their_own_chips() -> None:
     sizes = {"a": (HEIGHT, WIDTH), "b": (HEIGHT, WIDTH)}
-    looked = Looked((COARSE, FINE), 4.0, sizes, {"a": np.array([CHIP])})
+    looked = Looked(make_plan(scales=(COARSE, FINE)), sizes, {"a": np.array([CHIP])})
     box = np.array([[120, 120, 140, 140]])
     assert [CAUSES[farthest(box, name, looked)[0]] for name in "ab"] == ["no_detection", "no_chip"]
 

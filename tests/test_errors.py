@@ -13,6 +13,7 @@ from af_pipeline.errors import DETECTION_KINDS, OBJECT_KINDS, Breakdown, Side, b
 from af_pipeline.matches import matches_of
 from af_pipeline.metrics import check_inputs, run_coco, summarise
 from af_pipeline.scales import Scale
+from tests.fakes import make_plan
 from tests.test_metrics import Json, annotation, detection, made_up, table_of
 
 SCALES = (Scale(0.5, valid_low=50.0), Scale(2.0, valid_low=5.0, valid_high=60.0))
@@ -70,7 +71,7 @@ def explain(
 
 
 def explained_scene(**options: Any) -> Breakdown:
-    looked = Looked(SCALES, 4.0, {"0.jpg": (1000, 1000)}, CHIPS)
+    looked = Looked(make_plan(scales=SCALES), {"0.jpg": (1000, 1000)}, CHIPS)
     return explain(*scene(), looked=looked, indexed=["0.jpg"], **options)
 
 
@@ -229,7 +230,7 @@ def random_looked(seed: int, images: int) -> Looked:
         corner, side = rng.integers(0, 400, (3, 2)), rng.integers(50, 300, (3, 2))
         chips[f"{image}.jpg"] = np.concatenate([np.ones((3, 1)), corner, corner + side], 1)
     sizes = dict.fromkeys(chips, (700, 700))
-    return Looked(SCALES, 4.0, sizes, {k: v.astype(int) for k, v in chips.items()})
+    return Looked(make_plan(scales=SCALES), sizes, {k: v.astype(int) for k, v in chips.items()})
 
 
 @settings(max_examples=60, deadline=None)
@@ -268,7 +269,8 @@ def overall_all(side: Side) -> dict[str, int]:
 
 def test_a_run_that_looks_everywhere_misses_for_no_chip_of_its_own() -> None:
     truth, detections = made_up(8)
-    looked = Looked((Scale(0.5),), 4.0, {f"{n}.jpg": (900, 900) for n in range(6)}, {})
+    sizes = {f"{n}.jpg": (900, 900) for n in range(6)}
+    looked = Looked(make_plan(scales=(Scale(0.5),)), sizes, {})
     found = explain(truth, detections, looked)
     counts = overall_all(found.objects)
     assert counts["range"] == counts["no_chip"] == counts["border"] == 0

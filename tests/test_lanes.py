@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from af_pipeline.lanes import (
     TILE_STEP,
     Lane,
-    canvas_pixels,
+    canvas_sides,
     lane_of,
     make_lanes,
     pack,
@@ -141,20 +141,17 @@ def test_batches(keys: list[tuple[int, int, int]], budget: int) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 700), st.integers(1, 700)), min_size=1, max_size=20))
 def test_a_canvas_is_the_smallest_lane_that_holds_it(sizes: list[tuple[int, int]]) -> None:
-    height, width = np.array(sizes).T
-    for (h, w), pixels in zip(sizes, canvas_pixels(height, width, LANES), strict=True):
+    for (h, w), pixels in zip(sizes, canvas_sides(np.array(sizes), LANES).prod(1), strict=True):
         if (lane := lane_of(h, w, LANES)) >= 0:
             assert pixels == LANES[lane].pixels
         else:  # larger than the largest: at least itself
             assert pixels >= h * w
-    for (h, w), pixels in zip(sizes, canvas_pixels(height, width), strict=True):
+    for (h, w), pixels in zip(sizes, canvas_sides(np.array(sizes)).prod(1), strict=True):
         rows, columns = (len(range(0, side, TILE_STEP)) * TILE_STEP for side in (h, w))
         assert pixels == rows * columns
 
 
 def test_canvases_of_known_sizes() -> None:
-    height, width = np.array([1, 64, 65, 512, 513]), np.array([64, 65, 512, 20, 30])
-    known = [64 * 64, 64 * 128, 128 * 512, 512 * 64, 544 * 64]
-    assert canvas_pixels(height, width, make_lanes((64, 128, 512))).tolist() == known
-    plain = [32 * 64, 64 * 96, 96 * 512, 512 * 32, 544 * 32]
-    assert canvas_pixels(height, width).tolist() == plain
+    sides = np.array([0, 1, 64, 65, 512, 513])
+    assert canvas_sides(sides, make_lanes((64, 128, 512))).tolist() == [64, 64, 64, 128, 512, 544]
+    assert canvas_sides(sides).tolist() == [0, 32, 64, 96, 512, 544]

@@ -8,7 +8,7 @@ import pytest
 from af_pipeline.budget import BudgetRule
 from af_pipeline.focus import ChipRule
 from af_pipeline.lanes import make_lanes
-from af_pipeline.plans import GridRule, build_plan, with_gain_floor
+from af_pipeline.plans import TileRule, build_plan, with_gain_floor
 from af_pipeline.scales import Scale
 from af_pipeline.settings import IndexConfig
 from af_pipeline.stacking import StackRule
@@ -44,6 +44,22 @@ def test_autofocus_takes_chips_from_the_focus_maps() -> None:
     assert (plan.overlap, plan.batch_pixels, plan.border) == (96, 7, 4)
 
 
+@pytest.mark.parametrize(
+    ("scale", "factor", "overlap"),
+    [
+        (0, 0.5, 96),  # open to every size: as configured
+        (1, 0.5, 96),  # 90 px and the borders take 53
+        (1, 1.0, 128),
+        (1, 2.0, 192),  # 188 px, in whole steps
+        (1, 3.0, 256),  # no more than half of a tile
+    ],
+)
+def test_tiles_overlap_by_what_their_scale_answers_for(
+    scale: int, factor: float, overlap: int
+) -> None:
+    assert build_plan(config()).tiling(scale, factor) == TileRule(512, overlap)
+
+
 def test_pyramid_sends_every_scale_on_whole() -> None:
     plan = build_plan(config(mode="pyramid"))
     assert plan.scales == plan.pyramid == PYRAMID
@@ -62,7 +78,9 @@ def test_tiles_are_a_grid_of_one_finer_scale() -> None:
     tiles = {"side": 512, "overlap": 96}
     plan = build_plan(config(mode="tiles", tiles=tiles))
     assert plan.scales == (Scale(0.5), Scale(2.0))  # open to every size
-    assert plan.rules == (GridRule(512, 96),)
+    assert (plan.rules, plan.windows) == ((None,), TileRule(512, 96))
+    assert plan.tiling(1, 2.0) == TileRule(512, 96)
+    assert plan.tiling(0, 0.5) == TileRule(512, 96)  # the whole image: tiles of the largest lane
     assert plan.pyramid == PYRAMID
     middle = build_plan(config(mode="tiles", tiles=tiles | {"scale": 1}, focus={}))
     assert middle.scales == (Scale(0.5), Scale(1.0))
@@ -132,7 +150,7 @@ def test_the_budget_of_an_image_is_the_plans_and_that_of_a_run_waits_for_its_flo
 def test_canvases_are_lanes_where_chips_have_their_shape() -> None:
     lanes = {"sides": [256, 512], "overlap": 96}
     plain = build_plan(config(lanes=lanes))
-    assert (plain.canvases, plain.tiles) == (None, (512, 96))
+    assert plain.canvases is None
     for changes in ({"pad": True}, {"fill": True}):
         plan = build_plan(config(lanes=lanes | changes))
         assert plan.canvases == plan.lanes

@@ -121,6 +121,7 @@ def summary(outcome: Outcome) -> str:
         for i, (pixels, chips) in enumerate(scales)
     ]
     lines += [_budget_line(outcome.budget)] if outcome.budget else []
+    lines += _limit_lines(t.counters)
     lines += [_stage_line(stage) for stage in outcome.stages]
     lines += [f"error       {message}" for message in t.first_errors]
     rate = (t.images - outcome.skipped) / max(1e-9, outcome.seconds)
@@ -140,6 +141,16 @@ def _budget_line(budget: dict[str, Any]) -> str:
         text += f" in all, {budget['spent'] / 1e6:.4g} MP spent; the least gain of a chip is "
         text += f"{budget['least_gain']:.4g} FocusPixels per MP, by {budget['sample']} images"
     return f"{text}; {budget['chips_refused']} chips refused"
+
+
+def _limit_lines(counters: dict[str, int]) -> list[str]:
+    """What settings that bound the number of detections, and seams of tiles, have cost."""
+    texts = {
+        "dropped_forward": "limit       {} detections were beyond detector_max of a forward",
+        "dropped_image": "limit       {} detections were beyond stack.max_detections of an image",
+        "cut_seam": "seams       {} detections are parts of objects that tiles cut",
+    }
+    return [text.format(counters[name]) for name, text in texts.items() if counters[name]]
 
 
 def _stage_line(stage: dict[str, Any]) -> str:

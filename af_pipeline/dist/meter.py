@@ -17,7 +17,7 @@ import ray
 from numpy.typing import NDArray
 
 from af_pipeline.cascade import Prediction, Predictor
-from af_pipeline.lanes import Lane, canvas_pixels
+from af_pipeline.lanes import Lane, canvas_sides
 from af_pipeline.plans import Plan
 
 
@@ -52,7 +52,7 @@ class MeteredPredictor:
         if self.plan.pad:
             return lane.pixels
         height, width, _ = np.max([crop.shape for crop in crops], axis=0)
-        return int(canvas_pixels(height, width))
+        return int(canvas_sides(np.array([height, width])).prod())
 
     def take(self) -> dict[str, float]:
         """The sums since the last call."""

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from af_pipeline.data.storage import is_local
 from af_pipeline.dist.sink import PARTIAL, RunFolder
 from af_pipeline.dist.todo import connect, scan
-from af_pipeline.schema import CHIPS, DETECTIONS, IMAGES, MANIFEST, ImageRow
+from af_pipeline.schema import CHIPS, COUNTERS, DETECTIONS, IMAGES, MANIFEST, ImageRow
 from af_pipeline.tables import chips_table, detections_table, images_table
 
 IMAGES_PER_PART = 200_000  # images whose rows go into one file of each table
@@ -22,7 +22,8 @@ IMAGES_PER_PART = 200_000  # images whose rows go into one file of each table
 
 @dataclass
 class Totals:
-    """Sums over all images of a run; pixels are network px; a budget refuses chips."""
+    """Sums over all images of a run; pixels are network px; a budget refuses chips; ``counters``
+    are those of the ledger, by name."""
 
     images: int = 0
     errors: int = 0
@@ -37,6 +38,7 @@ class Totals:
     forward_ms: float = 0.0
     pixels_per_scale: list[int] = field(default_factory=list)
     chips_per_scale: list[int] = field(default_factory=list)
+    counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     first_errors: list[str] = field(default_factory=list)
 
 
@@ -170,6 +172,8 @@ def _add_totals(totals: Totals, rows: Sequence[ImageRow]) -> None:
         totals.decode_ms += ledger.decode_ms
         totals.forward_ms += ledger.forward_ms
         totals.pixels_per_scale = _sum_lists(totals.pixels_per_scale, ledger.pixels)
+        for name in COUNTERS:
+            totals.counters[name] += getattr(ledger, name)
         totals.chips_per_scale = _sum_lists(totals.chips_per_scale, ledger.chips)
 
 

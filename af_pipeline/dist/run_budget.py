@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 
 from af_pipeline.budget import BudgetRule, gain_floor
 from af_pipeline.cascade import look
-from af_pipeline.chipping import network_size, next_chips
+from af_pipeline.chipping import next_chips
 from af_pipeline.dist.causes import reason_in
 from af_pipeline.dist.dry_run import sample_images
 from af_pipeline.dist.passes import STOPPED, GraphError
@@ -82,7 +82,7 @@ class SampleStage(CoarseStage):
 
     def _cost(self, row: ImageRow, index: int) -> int:
         chip = row.chips[index]
-        return forward_pixels(*network_size(row, chip.scale, chip.box, self.plan), self.plan)
+        return forward_pixels(row, chip.scale, chip.box, self.plan)
 
 
 class Sampler:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from af_pipeline.model.backbones import Backbone
 from af_pipeline.model.losses import Targets
-from af_pipeline.model.selection import Output
+from af_pipeline.model.selection import MAX_DETECTIONS, Output
 
 INPUT_MULTIPLE = 32  # network input sides must be multiples of the coarsest stride
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255, torchvision's ImageNet statistics
@@ -65,12 +65,13 @@ class Detector(nn.Module, ABC):
         sizes: Tensor,
         min_score: float = 0.01,
         nms_iou: float = 0.6,
-        max_detections: int = 300,
+        max_detections: int = MAX_DETECTIONS,
     ) -> tuple[list[Output], Tensor]:
         """Detections of each chip of a batch uint8 [N, 3, H, W] and FocusPixel probabilities.
 
         ``sizes`` int [N, 2] are the (height, width) of the chips inside the padded batch, which
-        detections never leave; the probabilities are [N, H/16, W/16].
+        detections never leave; the probabilities are [N, H/16, W/16]. What a chip has beyond
+        ``max_detections`` is counted in its `Output`.
         """
 
     @abstractmethod

@@ -16,6 +16,7 @@ from af_pipeline.model.base import INPUT_MULTIPLE, Detector
 from af_pipeline.model.heads import DenseHead, FocusHead, focus_input
 from af_pipeline.model.losses import Targets, detection_losses, focus_loss
 from af_pipeline.model.selection import (
+    MAX_DETECTIONS,
     Output,
     own_points,
     select_detections,
@@ -81,7 +82,7 @@ class AutoFocusDetector(Detector):
         sizes: Tensor,
         min_score: float = 0.01,
         nms_iou: float = 0.6,
-        max_detections: int = 300,
+        max_detections: int = MAX_DETECTIONS,
     ) -> tuple[list[Output], Tensor]:
         """Detections of each chip and FocusPixel probabilities; see `Detector.forward`."""
         out = self.raw(batch)
@@ -89,8 +90,11 @@ class AutoFocusDetector(Detector):
         outputs = []
         for score, box, size in zip(scores, out.boxes, sizes, strict=True):
             own = own_points(out.points, size)
-            found = select_detections(score[own], box[own, None], size, min_score, nms_iou)
-            outputs.append(found.head(max_detections))
+            outputs.append(
+                select_detections(
+                    score[own], box[own, None], size, min_score, nms_iou, most=max_detections
+                )
+            )
         return outputs, out.focus.sigmoid()
 
     @torch.inference_mode()

@@ -20,7 +20,7 @@ from af_pipeline.model.necks import NeckMaps, build_neck
 from af_pipeline.model.roi import RoiHeads, RoiTargets, roi_losses, sample_proposals
 from af_pipeline.model.rpn import RegionProposals, RpnOutput
 from af_pipeline.model.rpn_targets import rpn_losses
-from af_pipeline.model.selection import Output, select_detections
+from af_pipeline.model.selection import MAX_DETECTIONS, Output, select_detections
 
 ANCHOR_SIZES = (32.0, 64.0, 112.0, 160.0, 208.0, 256.0, 384.0)
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
@@ -99,7 +99,7 @@ class FasterRCNN(Detector):
         sizes: Tensor,
         min_score: float = 0.01,
         nms_iou: float = 0.6,
-        max_detections: int = 300,
+        max_detections: int = MAX_DETECTIONS,
     ) -> tuple[list[Output], Tensor]:
         """Detections of each chip and FocusPixel probabilities; see `Detector.forward`."""
         maps = self.features(batch)
@@ -111,8 +111,9 @@ class FasterRCNN(Detector):
         chips = zip(boxes, logits.split(counts), deltas.split(counts), sizes, strict=True)
         for box, logit, delta, size in chips:
             scores, moved = self.roi_heads.detections(logit, delta, box)
-            found = select_detections(scores, moved, size, min_score, nms_iou)
-            outputs.append(found.head(max_detections))
+            outputs.append(
+                select_detections(scores, moved, size, min_score, nms_iou, most=max_detections)
+            )
         return outputs, self.focus_head(maps.focus).float().sigmoid()
 
     @torch.inference_mode()

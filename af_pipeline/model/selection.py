@@ -12,22 +12,23 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-CANDIDATES = 3000  # detections that enter the NMS of one chip
+MAX_DETECTIONS = 1000  # that one chip answers with, unless asked otherwise
+CANDIDATES = 5  # boxes that enter the NMS of one chip, for each detection that may leave it
 PROPOSAL_IOU = 0.7  # overlap at which a proposal suppresses another (SNIPER and its RPN)
 MIN_SIDE = 1.0  # sides of the least proposal, px
 
 
 @dataclass(frozen=True)
 class Output:
-    """Detections of one chip: boxes [D, 4], scores [D] descending, labels [D] int64."""
+    """Detections of one chip: boxes [D, 4], scores [D] descending, labels [D] int64.
+
+    ``dropped``: boxes that were good enough but beyond the number that is kept.
+    """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-
-    def head(self, count: int) -> Output:
-        """The first ``count`` of them."""
-        return Output(self.boxes[:count], self.scores[:count], self.labels[:count])
+    dropped: int = 0
 
 
 def own_points(points: Tensor, size: Tensor) -> Tensor:
@@ -43,22 +44,32 @@ def clipped(boxes: Tensor, size: Tensor) -> Tensor:
 
 
 def select_detections(
-    scores: Tensor, boxes: Tensor, size: Tensor, min_score: float, nms_iou: float
+    scores: Tensor,
+    boxes: Tensor,
+    size: Tensor,
+    min_score: float,
+    nms_iou: float,
+    *,
+    most: int = MAX_DETECTIONS,
 ) -> Output:
     """Detections of one chip: scores [A, C], boxes [A, C, 4] or, for all classes, [A, 1, 4].
 
-    NMS at ``nms_iou`` is class by class; boxes are cut to ``size``.
+    NMS at ``nms_iou`` is class by class; boxes are cut to ``size``. At most ``most`` are kept, of
+    the best `CANDIDATES` times as many boxes; the others are counted.
     """
     point, label = (scores >= min_score).nonzero(as_tuple=True)
     score = scores[point, label]
-    if len(score) > CANDIDATES:
-        score, order = score.topk(CANDIDATES)
+    dropped = max(0, len(score) - CANDIDATES * most)
+    if dropped:
+        score, order = score.topk(CANDIDATES * most)
         point, label = point[order], label[order]
     box = clipped(boxes[point, label.clamp(max=boxes.shape[1] - 1)], size)
     solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
     box, score, label = box[solid], score[solid], label[solid]
     chosen = batched_nms(box, score, label, nms_iou)
-    return Output(box[chosen], score[chosen], label[chosen])
+    dropped += max(0, len(chosen) - most)
+    chosen = chosen[:most]
+    return Output(box[chosen], score[chosen], label[chosen], dropped)
 
 
 def select_proposals(

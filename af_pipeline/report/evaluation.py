@@ -104,25 +104,26 @@ def where_looked(run: RunDir) -> Looked | str:
     images = run.table("images", columns, where=ds.field("status") == "ok")
     ids, heights, widths = (images[name].to_pylist() for name in columns)
     sizes = dict(zip(ids, zip(heights, widths, strict=True), strict=True))
-    return Looked(
-        plan.scales, plan.border, sizes, _chips_by_image(run.table("chips", CHIP_COLUMNS))
-    )
+    return Looked(plan, sizes, _chips_by_image(run.table("chips", CHIP_COLUMNS)))
 
 
 def _scales_of(tree: Any) -> Plan:
-    """A plan with the scales and the border of a run; ConfigError where its config lacks them.
+    """A plan with the scales, border and tiles of a run; ConfigError where its config lacks them.
 
     Chips are in their table, so no more is read of the config: other versions write other keys.
     """
-    sections = [tree, *(tree.get(key) for key in ("stack", "tiles"))] if _is_map(tree) else []
+    sections = (
+        [tree, *(tree.get(key) for key in ("stack", "tiles", "lanes"))] if _is_map(tree) else []
+    )
     if not sections or not all(map(_is_map, sections)) or not {"mode", "pyramid"} <= tree.keys():
-        raise ConfigError("run.json has no config with pyramid, mode, stack and tiles")
+        raise ConfigError("run.json has no config with pyramid, mode, stack, tiles and lanes")
     # What comes out of focus maps is in chips/: autofocus and pyramid have the same scales.
     needed = {
         "mode": "pyramid" if tree["mode"] == "autofocus" else tree["mode"],
         "pyramid": tree["pyramid"],
         "stack": _only(tree["stack"], "border", "valid_ranges"),
-        "tiles": _only(tree["tiles"], "scale"),
+        "tiles": _only(tree["tiles"], "scale", "side", "overlap"),
+        "lanes": _only(tree["lanes"], "sides", "overlap"),
     }
     return build_plan(config_from(IndexConfig, needed, (), "run.json"))
 
