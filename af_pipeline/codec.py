@@ -9,7 +9,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -21,12 +21,16 @@ from PIL import (
     Image,
     ImageFile,
     JpegImagePlugin,
-    PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
 
-from af_pipeline.exif import SIDEWAYS, more_scans, orientation, tiff_tile
+from af_pipeline.depth import BY_TYPE, DepthConfig, to_8_bit
+from af_pipeline.exif import SIDEWAYS, orientation
+from af_pipeline.jpeg import UnknownJpeg, check_scans, jpeg_header, read_jpeg
+from af_pipeline.png import png_header, read_png
+from af_pipeline.tiff import Page, first_page
+from af_pipeline.tiff_values import WHITE_IS_ZERO, page_alone, read_values
 
 RGB = NDArray[np.uint8]
 
@@ -42,11 +46,14 @@ class _GifReader(GifImagePlugin.GifImageFile):
     disposal_method = property(lambda self: 0, lambda self, value: None)
 
 
+# Pillow's own limit of 179 million pixels would stand beside max_pixels, and it has no other switch
+# than this one of the process. Sizes are checked here before memory is taken.
+Image.MAX_IMAGE_PIXELS = None
+
 # Pillow's reader classes are called directly, not through Image.open: only formats meant to be
-# read are tried, and its pixel limit (a process-wide setting) does not stand before ours.
+# read are tried.
 _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
@@ -63,21 +70,8 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"GIF87a", "GIF"),
     (b"GIF89a", "GIF"),
 )
-# libjpeg's warnings under which no pixel is lost. Every other one (premature end, bad Huffman
-# code, lost restart marker) means that a part of the picture is made up.
-_HARMLESS = (
-    "extraneous bytes",
-    "Unknown Adobe color transform",
-    "Inconsistent progression sequence",
-    "unknown JFIF revision",
-    "Invalid SOS parameters",
-    "bad ICC marker",
-)
-_DATA_LOST = ("Premature end", "Corrupt JPEG data")
-# Encoders write about ten; each costs a walk over all pixels, and as little as a dozen bytes.
-_MAX_SCANS = 100
-# A tile is unpacked whole, so it may exceed the picture only so far (TIFF).
-_ALWAYS_FINE_TILE = 4096 * 4096
+# Bytes of deep values that a file may unpack to, for each pixel of max_pixels: four of 16 bits.
+_VALUE_BYTES = 8
 # cv2.flip's axis by orientation, behind the transposition of those that lie sideways.
 _FLIP = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 
@@ -90,29 +84,33 @@ class DecodeError(ValueError):
     """The bytes are not an image that can be decoded in full; the message says what is wrong."""
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> RGB:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, depth: DepthConfig = BY_TYPE) -> RGB:
     """Decode an image file to upright RGB uint8 [H, W, 3], C-contiguous.
 
-    JPEG, PNG, TIFF, WebP, BMP and GIF (of an animation or a multi-page file the first picture).
-    Gray is repeated over the three channels. Alpha is dropped, not composited: the colour stored
-    under a transparent pixel is kept, no background is invented. 16-bit gray is divided by 257
-    (12-bit by 4095/255), so the full range of the type maps to 0..255 whatever the content;
-    16-bit colour keeps its high byte. Embedded colour profiles are ignored, and so is an
-    orientation that is found in XMP only.
+    JPEG, PNG, TIFF, WebP, BMP and GIF (of an animation the first picture, of a multi-page TIFF the
+    first that is no smaller version or mask of another). Gray is repeated over the three channels;
+    of a TIFF with bands instead of colours the first three are taken. Alpha is dropped, not
+    composited: the colour stored under a transparent pixel is kept, no background is invented.
+    Embedded colour profiles are ignored, and so is an orientation that is found in XMP only.
 
     Args:
         data: the whole file.
-        max_pixels: larger images are refused from their header, before memory is taken. (TIFF and
-            WebP stop at Pillow's own limit of 179 million too, where that is lower.)
+        max_pixels: larger images are refused from their header, before memory is taken.
+        depth: how values of more than 8 bits (PNG, TIFF) become 8 bits.
 
     Raises:
-        DecodeError: empty, not an image, truncated or damaged, too large, or values without a
-            fixed range (floating point, 32-bit integers beyond 0..65535).
+        DecodeError: empty, not an image, damaged, too large, values without a fixed range that
+            ``depth`` needs, or truncated: an image of which rows, strips, tiles or planes are
+            missing is an error, because nobody saw what is there.
     """
     kind = _sniff(data)
     try:
         if kind == "JPEG":
             return _decode_jpeg(data, max_pixels)
+        if kind == "PNG":
+            return _decode_png(data, max_pixels, depth)
+        if kind == "TIFF":
+            return _decode_tiff(data, max_pixels, depth)
         return _decode_pillow(data, kind, max_pixels)
     except DecodeError:
         raise
@@ -209,7 +207,7 @@ def _sniff(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     raise DecodeError(
-        f"not an image of a known format ({', '.join(_READERS)}): "
+        f"not an image of a known format ({', '.join(sorted({*_READERS, 'PNG'}))}): "
         f"{len(data)} bytes starting with {bytes(data[:8])!r}"
     )
 
@@ -220,8 +218,12 @@ def _as_decode_error(kind: str, error: Exception) -> DecodeError:
     text = (str(error) or type(error).__name__).splitlines()[0][:200]
     if not any(letter.isalpha() for letter in text):  # a bare key, as of a tag that is missing
         text = f"a value is missing or unknown: {text}"
-    truncated = "truncated" in text.lower() or "premature" in text.lower()
-    return DecodeError(f"{'truncated' if truncated else 'damaged'} {kind}: {text}")
+    fault = "damaged"
+    if "truncated" in text.lower() or "premature" in text.lower():
+        fault, text = "truncated", text.removeprefix("truncated: ").removeprefix("truncated ")
+    elif "not supported" in text:
+        fault = "unsupported"
+    return DecodeError(f"{fault} {kind}: {text}")
 
 
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:
@@ -236,50 +238,24 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> RGB:
-    if more_scans(data, _MAX_SCANS):
-        raise DecodeError(f"JPEG of more than {_MAX_SCANS} scans")
-    header = _jpeg_header(data)
+    check_scans(data)
+    header = jpeg_header(data)
     if header is None:
         return _decode_pillow(data, "JPEG", max_pixels)
     height, width, space = header
     _check_pixels(height, width, max_pixels)
     four = space in ("CMYK", "YCCK")
     try:
-        pixels = _turbo(data, "CMYK" if four else "RGB")
-    except ValueError as error:
-        if any(sign in str(error) for sign in _DATA_LOST) and not _is_harmless(error):
-            raise _as_decode_error("JPEG", error) from error
+        pixels = read_jpeg(data, "CMYK" if four else "RGB")
+    except UnknownJpeg:
         return _decode_pillow(data, "JPEG", max_pixels)
-    return _upright(_cmyk_to_rgb(pixels) if four else pixels, orientation(data, "JPEG"))
+    return _upright(_inks_to_rgb(pixels, "CMYK;I") if four else pixels, orientation(data, "JPEG"))
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
-    """(height, width, colour space), or None where libjpeg-turbo does not take the header."""
-    try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
-        return None
-    return int(height), int(width), str(space)  # type: ignore[call-overload,unused-ignore]
-
-
-def _turbo(data: bytes, space: str) -> RGB:
-    """Decode with libjpeg-turbo; ValueError for every warning under which pixels are lost."""
-    try:
-        return np.asarray(simplejpeg.decode_jpeg(data, colorspace=space), np.uint8)
-    except ValueError as error:
-        if not _is_harmless(error):
-            raise
-    return np.asarray(simplejpeg.decode_jpeg(data, colorspace=space, strict=False), np.uint8)
-
-
-def _is_harmless(error: ValueError) -> bool:
-    return any(text in str(error) for text in _HARMLESS)
-
-
-def _cmyk_to_rgb(cmyk: NDArray[np.uint8]) -> RGB:
-    """[H, W, 4] as stored to RGB; inverted as Adobe writes it, like Pillow and the browsers."""
+def _inks_to_rgb(cmyk: NDArray[np.uint8], stored: str) -> RGB:
+    """[H, W, 4] to RGB; ``stored`` "CMYK", or "CMYK;I" inverted as Adobe writes it in JPEG."""
     height, width = cmyk.shape[:2]
-    image = Image.frombuffer("CMYK", (width, height), cmyk.tobytes(), "raw", "CMYK;I", 0, 1)
+    image = Image.frombuffer("CMYK", (width, height), cmyk.tobytes(), "raw", stored, 0, 1)
     return np.array(image.convert("RGB"))
 
 
@@ -324,14 +300,20 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _header_size(data: bytes, kind: str) -> tuple[int, int]:
-    turbo = _jpeg_header(data) if kind == "JPEG" else None
-    if turbo is not None:
-        height, width = turbo[:2]
+    turn = orientation(data, kind)
+    if kind == "TIFF":
+        page = first_page(data)
+        (height, width), turn = page.size, page.orientation
+    elif kind == "PNG":
+        header = png_header(data)
+        height, width = header.height, header.width
     elif kind == "WebP":
         height, width = _webp_size(data)
+    elif kind == "JPEG" and (turbo := jpeg_header(data)) is not None:
+        height, width = turbo[:2]
     else:
         width, height = _open_pillow(data, kind).size
-    return (width, height) if orientation(data, kind) in SIDEWAYS else (height, width)
+    return (width, height) if turn in SIDEWAYS else (height, width)
 
 
 def _decode_pillow(data: bytes, kind: str, max_pixels: int) -> RGB:
@@ -339,56 +321,60 @@ def _decode_pillow(data: bytes, kind: str, max_pixels: int) -> RGB:
         _check_pixels(*_webp_size(data), max_pixels)
     image = _open_pillow(data, kind)
     _check_pixels(image.height, image.width, max_pixels)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        _check_tiles(image, data)
-        image.info.pop("xmp", None)  # Pillow would apply the orientation in it
-    # Of all readers only TIFF's warns while loading; the others may decode side by side.
-    hush: AbstractContextManager[None] = _quiet() if kind == "TIFF" else nullcontext()
-    with hush:
-        image.load()
+    image.load()
     return _upright(_to_rgb(image), orientation(data, kind))
 
 
-def _check_tiles(image: TiffImagePlugin.TiffImageFile, data: bytes) -> None:
-    """Refuse a small picture with a huge tile, or with strips that lie on top of one another."""
-    pixels = image.height * image.width
-    width, height = tiff_tile(data, image.tag_v2.offset)
-    if width * height > max(4 * pixels, _ALWAYS_FINE_TILE):
-        raise DecodeError(f"TIFF tiles of {width}x{height} pixels in an image of {pixels} pixels")
-    boxes = [tile.extents or (0, 0, 0, 0) for tile in image.tile]
-    covered = sum((right - left) * (low - top) for left, top, right, low in boxes)
-    if covered > 8 * pixels:  # once for each band is right, where they are stored apart
-        raise DecodeError(f"TIFF strips cover the image {covered // pixels} times")
-
-
 def _to_rgb(image: ImageFile.ImageFile) -> RGB:
-    if image.mode.startswith("I"):
-        return _gray_to_rgb(_integers_to_gray(image))
-    if image.mode == "F":
-        raise DecodeError(
-            "floating point image: its values have no fixed range, save as 8 or 16 bit"
-        )
     # Otherwise convert() would warn, and look for a colour to keep apart.
     image.info.pop("transparency", None)
     plain = image.convert("L") if image.mode in ("1", "LA", "La") else image
     return np.array(plain.convert("RGB"))
 
 
-def _gray_to_rgb(gray: NDArray[np.uint8]) -> RGB:
-    return np.repeat(gray[:, :, None], 3, axis=2)
+# PNG and TIFF
 
 
-def _integers_to_gray(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
-    """[H, W] of Pillow's 16 and 32-bit integer modes, scaled by the range of the type."""
-    values = np.asarray(image)
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    full = 4095 if tags.get(258) == (12,) else 65535  # BitsPerSample
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > full:
-        raise DecodeError(
-            f"integer image with values {low}..{high}: only 0..{full} has a fixed range, "
-            "save as 8 or 16 bit"
-        )
-    table = ((np.arange(full + 1) * 255 + full // 2) // full).astype(np.uint8)
-    # PhotometricInterpretation: white is zero, which Pillow does not undo at this depth.
-    return np.take(table[::-1] if tags.get(262) == 0 else table, values)
+def _decode_png(data: bytes, max_pixels: int, depth: DepthConfig) -> RGB:
+    header = png_header(data)
+    _check_pixels(header.height, header.width, max_pixels)
+    pixels = read_png(data, header)
+    if pixels.dtype != np.uint8:
+        pixels = to_8_bit(pixels, 16, depth)
+    return _upright(_three_channels(pixels), orientation(data, "PNG"))
+
+
+def _decode_tiff(data: bytes, max_pixels: int, depth: DepthConfig) -> RGB:
+    page = first_page(data)
+    _check_pixels(*page.size, max_pixels)
+    if page.has_values:
+        image = _values_to_rgb(page, max_pixels, depth)
+    else:
+        image = _to_rgb(_load_tiff(page_alone(page)))
+    return _upright(image, page.orientation)
+
+
+def _load_tiff(data: bytes) -> ImageFile.ImageFile:
+    image = _open_pillow(data, "TIFF")
+    with _quiet():  # of all readers only TIFF's warns while loading
+        image.load()
+    return image
+
+
+def _values_to_rgb(page: Page, max_pixels: int, depth: DepthConfig) -> RGB:
+    values = read_values(page, _VALUE_BYTES * max_pixels, lambda file: np.asarray(_load_tiff(file)))
+    pixels = values
+    if page.bits > 8:
+        pixels = to_8_bit(values, page.bits, depth, page.nodata)
+    if page.photometric == WHITE_IS_ZERO:
+        pixels = 255 - pixels
+    if pixels.shape[2] == 4:
+        return _inks_to_rgb(pixels, "CMYK")
+    return _three_channels(pixels)
+
+
+def _three_channels(pixels: NDArray[np.uint8]) -> RGB:
+    """[H, W, 1 or 3] with gray repeated, C-contiguous."""
+    if pixels.shape[2] == 1:
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), np.uint8)
+    return np.ascontiguousarray(pixels)

@@ -1,5 +1,4 @@
-"""Straight from a file's bytes, without decoding anything: its EXIF orientation, and what makes
-it take far more time or memory than its pixels (JPEG scans, TIFF tiles)."""
+"""The EXIF orientation of a file, straight from its bytes."""
 
 import re
 import struct
@@ -12,16 +11,13 @@ _VALUE_FORMAT = {1: "B", 3: "H", 4: "I"}  # EXIF's types BYTE, SHORT and LONG
 
 # Any number of fill bytes, the marker and the length.
 _SEGMENT = re.compile(rb"\xff+([^\xff])(..)", re.DOTALL)
-# All but stuffed and fill bytes, restart markers and the others without a length.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 
 
 def orientation(data: bytes, kind: str) -> int:
     """The EXIF orientation 1..8 of a JPEG, PNG or WebP file; 1 where there is none.
 
     A damaged EXIF block counts as none: it does not make the picture unusable. Other formats
-    give 1 (Pillow applies TIFF's while loading; BMP and GIF have none).
+    give 1 (TIFF's is a tag like any other; BMP and GIF have none).
     """
     if kind == "JPEG":
         return _in_jpeg(data)
@@ -83,48 +79,3 @@ def _in_block(block: bytes) -> int:
     except struct.error:  # an offset points behind the block's end
         pass
     return 1
-
-
-def more_scans(data: bytes, limit: int) -> bool:
-    """Whether a JPEG has more than so many scans. What is damaged is left to the decoder to find.
-
-    Behind a first scan that has all colours nothing is searched for: no decoder reads on there.
-    """
-    position, scans, parts = 2, 0, 0
-    while scans <= limit and (match := _JPEG_MARKER.search(data, position)):
-        marker, position = match[0][1], match.end()
-        if marker in (0xC0, 0xC1):  # a frame that is not progressive, and how many colours it has
-            parts = int.from_bytes(data[position + 7 : position + 8], "big")
-        if marker == 0xDA:
-            scans += 1
-            if data[position + 2 : position + 3] == bytes([parts]):  # all of them in this scan
-                break
-        if marker == 0xD9:  # end of image
-            break
-        position += int.from_bytes(data[position : position + 2], "big")
-    return scans > limit
-
-
-def tiff_tile(data: bytes, directory: int) -> tuple[int, int]:
-    """(width, height) of the tiles in the TIFF directory at that position; zeros where it has none.
-
-    Raises:
-        ValueError: an unusual type or count, which decoders do not all understand alike.
-    """
-    order = "<" if data[:2] == b"II" else ">"
-    big = 43 in data[2:4]
-    number = struct.Struct(order + ("Q" if big else "H"))
-    head = struct.Struct(order + ("HHQ" if big else "HHI"))
-    formats = {3: "H", 4: "I", 16: "Q"} if big else {3: "H", 4: "I"}
-    step = head.size + (8 if big else 4)
-    first = directory + number.size
-    last = first + step * number.unpack_from(data, directory)[0]
-    size = {_TILE_WIDTH: 0, _TILE_HEIGHT: 0}
-    for entry in range(first, min(last, len(data) - step + 1), step):
-        tag, kind, count = head.unpack_from(data, entry)
-        if tag in size:
-            if kind not in formats or count != 1:
-                raise ValueError(f"tile size with {count} values of type {kind}")
-            (value,) = struct.unpack_from(order + formats[kind], data, entry + head.size)
-            size[tag] = max(size[tag], value)
-    return size[_TILE_WIDTH], size[_TILE_HEIGHT]

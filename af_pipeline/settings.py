@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from af_pipeline.config import Section
+from af_pipeline.depth import DepthConfig
 from af_pipeline.focus import ChipRule, FocusRule
 from af_pipeline.lanes import TILE_STEP
 from af_pipeline.scales import Scale
@@ -155,6 +156,7 @@ class SourceConfig(Section):
     max_pixels: int = Field(
         200_000_000, gt=0, description="larger images become error rows (decompression bombs)"
     )
+    depth: DepthConfig = DepthConfig()
 
 
 class OutputConfig(Section):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from af_pipeline.config import Section
+from af_pipeline.depth import DepthConfig
 from af_pipeline.settings import FocusLabelConfig, RayConfig, ScaleConfig, check_pyramid
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
@@ -22,6 +23,7 @@ class DataConfig(Section):
         None, description="image folder of data.train, if not where annotations say"
     )
     val_images: str | None = Field(None, description="image folder of data.val, likewise")
+    depth: DepthConfig = DepthConfig()
     on_broken: Literal["fail", "drop"] = Field(
         "fail", description="broken annotations: stop and name them, or leave them out and say so"
     )

@@ -86,7 +86,7 @@ def build_stream(config: TrainConfig, dataset: AnnotatedDataset | None) -> ChipS
                 f"data.proposals={data.proposals} has no image of data.train: extract them with "
                 "jobs/mine.py from the same data"
             )
-        sources.append(FileImages(dataset, cache, proposals))
+        sources.append(FileImages(dataset, cache, proposals, depth=data.depth))
         shares.append(1 - share)
     if share > 0:
         names = class_names_of(config, dataset)

@@ -81,9 +81,10 @@ def _listed(config: IndexConfig) -> list[SampleImage]:
 
 def read_sample(image: SampleImage, config: IndexConfig) -> NDArray[np.uint8]:
     """Pixels [H, W, 3] RGB; ValueError names the image."""
-    storage = storage_of(config.source.storage)
+    source = config.source
     try:
-        return decode_image(read_bytes(image.uri, storage), config.source.max_pixels)
+        data = read_bytes(image.uri, storage_of(source.storage))
+        return decode_image(data, source.max_pixels, source.depth)
     except (SourceError, DecodeError) as error:
         raise ValueError(f"{image.image_id}: {error}") from error
 

@@ -10,6 +10,7 @@ from af_pipeline.cascade import run_cascade
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.load import to_coco
 from af_pipeline.data.training import read_image
+from af_pipeline.depth import BY_TYPE, DepthConfig
 from af_pipeline.metrics import evaluate_detections
 from af_pipeline.model.base import Detector
 from af_pipeline.plans import Plan, build_plan
@@ -19,12 +20,17 @@ from af_pipeline.settings import IndexConfig
 from af_pipeline.tables import detections_table
 
 
-def run_images(images: Sequence[AnnotatedImage], plan: Plan, predict: TorchPredictor) -> list:
+def run_images(
+    images: Sequence[AnnotatedImage],
+    plan: Plan,
+    predict: TorchPredictor,
+    depth: DepthConfig = BY_TYPE,
+) -> list:
     """The rows of ``images``, one after the other, without their pixels."""
     rows = []
     for image in images:
         row = ImageRow(image.image_id, image.uri)
-        run_cascade(row, read_image(image.uri), plan, predict)
+        run_cascade(row, read_image(image.uri, depth), plan, predict)
         row.chips = []
         rows.append(row)
     return rows
@@ -35,7 +41,7 @@ def find_objects(
 ) -> list[ImageRow]:
     """What ``detector`` finds in ``images`` under an index config; the detector is not changed."""
     predict = TorchPredictor(detector, device, **predictor_options(index))
-    return run_images(images, build_plan(index), predict)
+    return run_images(images, build_plan(index), predict, index.source.depth)
 
 
 def score_rows(rows: Sequence[ImageRow], dataset: AnnotatedDataset) -> dict[str, float]:

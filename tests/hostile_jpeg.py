@@ -50,6 +50,21 @@ def jpeg_progressive_cut() -> bytes:
     return data[: len(data) // 2]
 
 
+def scans(data: bytes) -> list[int]:
+    """Where each scan begins, with the tables before it."""
+    found = [i for i in range(len(data)) if data[i : i + 2] in (b"\xff\xc4", b"\xff\xda")]
+    return [i for i, before in zip(found, [0, *found], strict=False) if data[before + 1] != 0xC4]
+
+
+@refused("truncated JPEG: behind scan 1", "RGB", 1)
+@refused("truncated JPEG: behind scan 9", "RGB", -1)
+@refused("truncated JPEG: behind scan 5", "L", -1)
+def jpeg_progressive_without_the_last_scans(mode: str, kept: int) -> bytes:
+    """Cut between two scans and ended: every decoder shows a whole, coarse picture."""
+    data = save(Image.fromarray(noisy()).convert(mode), "JPEG", progressive=True)
+    return data[: scans(data)[kept]] + b"\xff\xd9"
+
+
 @refused("damaged JPEG")
 def jpeg_bad_huffman_table() -> bytes:
     data = save(scene(), "JPEG")

@@ -4,6 +4,7 @@ import struct
 import zlib
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from tests.hostile_jpeg import jpeg_with_size
@@ -60,7 +61,7 @@ def tiff_jpeg_strip_cut() -> bytes:
     return tiff({**size, 258: 8, 259: 7, 262: 6, 277: 3}, data[:-500])
 
 
-@refused("tile size with 1 values of type 9", bomb=True)
+@refused("tiles of 20000x20000 pixels in an image of 12 pixels", bomb=True)
 def tiff_huge_tile_of_odd_type() -> bytes:
     return tiled(20_000, kind=9, pixels=deflated(400))
 
@@ -133,6 +134,66 @@ def tiff_with(_: str, tag: int, value: int | None) -> bytes:
     return tiff({tag: value})
 
 
+def big_endian_bigtiff(values: NDArray[np.uint16]) -> bytes:
+    """Gray values of 16 bits in one strip."""
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: 0, 277: 1, 279: values.nbytes}
+    tags[273] = 16 + 8 + 20 * len(tags) + 8
+    body = b"".join(struct.pack(">HHQQ", tag, 16, 1, value) for tag, value in tags.items())
+    head = b"MM\x00+\x00\x08\x00\x00" + struct.pack(">QQ", 16, len(tags))
+    return head + body + bytes(8) + values.astype(">u2").tobytes()
+
+
+@decoded(SIZE)
+def bigtiff_of_the_other_byte_order() -> bytes:
+    return big_endian_bigtiff(scene()[:, :, 0].astype(np.uint16))
+
+
+SPARSE = "truncated TIFF: 1 of 3 .* absent.*write the file anew"
+
+
+@refused(SPARSE, "no offset", (0, 300, 310), (4, 4, 4))
+@refused(SPARSE, "no bytes", (290, 300, 310), (4, 0, 4))
+@refused("truncated TIFF: 2 strips or tiles of 3", "short list", (290, 300), (4, 4))
+@refused("truncated TIFF: 1 of 3 strips are cut off", "too few bytes", (290, 300, 310), (4, 3, 4))
+@refused("truncated TIFF: 1 of 3 strips are cut off", "outside", (290, 300, 5000), (4, 4, 4))
+@decoded(SMALL, "whole", (290, 300, 310), (4, 4, 4))
+def tiff_strips(_: str, offsets: tuple[int, ...], counts: tuple[int, ...]) -> bytes:
+    """Three strips of one row each, their places and sizes behind the directory."""
+    numbers = struct.pack(f"<{2 * len(offsets)}I", *offsets, *counts)
+    where = len(tiff({})) - 12
+    tags: dict[int, Tag | None] = {278: 1, 273: (4, len(offsets), HERE)}
+    return tiff({**tags, 279: (4, len(counts), where + 4 * len(offsets))}, numbers + bytes(200))
+
+
+@refused("truncated TIFF: 2 strips or tiles of 3")
+def tiff_plane_missing() -> bytes:
+    tags: dict[int, Tag | None] = {258: 8, 262: 2, 277: 3, 284: 2}
+    places = struct.pack("<4I", 200, 200, 12, 12)
+    where = len(tiff(tags)) - 12
+    return tiff({**tags, 273: (4, 2, HERE), 279: (4, 2, where + 8)}, places + bytes(100))
+
+
+@refused("truncated TIFF: 1 of 1 strips are cut off")
+def tiff_jpeg_cut_inside() -> bytes:
+    """The file is whole, its only strip is not."""
+    data = save(noisy(), "JPEG")[:-500]
+    size = {256: 64, 257: 64, 278: 64, 279: len(data)}
+    return tiff({**size, 258: 8, 259: 7, 262: 6, 277: 3}, data)
+
+
+@refused("unsupported TIFF: the compression LERC", 34_887)
+@refused("unsupported TIFF: the compression WebP", 50_001)
+@refused("unsupported TIFF: the compression number 77", 77)
+def tiff_compressed_by(method: int) -> bytes:
+    return tiff({259: method})
+
+
+@refused("unsupported TIFF: .*subsampled")
+def tiff_subsampled_colours_uncompressed() -> bytes:
+    return tiff({262: 6, 277: 3}, bytes(99))
+
+
 @decoded(SIZE)
 def bigtiff() -> bytes:
     return save(scene(), "TIFF", big_tiff=True)
@@ -144,7 +205,7 @@ def bigtiff_endless_directory() -> bytes:
 
 
 @refused("TIFF")
-def bigtiff_of_the_other_byte_order() -> bytes:
+def bigtiff_with_an_empty_directory_of_the_other_byte_order() -> bytes:
     return b"MM\x00+\x00\x08\x00\x00" + struct.pack(">QQ", 16, 0) + bytes(20)
 
 

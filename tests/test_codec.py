@@ -163,8 +163,8 @@ def test_32_bit_integers_only_in_the_16_bit_range() -> None:
             decode_image(save(np.array(values, np.int32), "TIFF"))
 
 
-def test_16_bit_colour_keeps_the_high_byte() -> None:
-    row = b"\x00" + struct.pack(">6H", 0, 32768, 65535, 256, 511, 512)
+def test_16_bit_colour_is_scaled_like_gray() -> None:
+    row = b"\x00" + struct.pack(">6H", 0, 32768, 65535, 256, 385, 386)
     image = decode_image(png(struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0), row))
     assert image.tolist() == [[[0, 128, 255], [1, 1, 2]]]
 

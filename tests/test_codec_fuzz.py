@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from af_pipeline.codec import DecodeError, decode_image, image_size
+from tests.deep import ARRANGEMENTS, pages
 from tests.hostile import bmp
 from tests.hostile_tiff import tiled
 from tests.pictures import oriented, png, save, scene
@@ -67,6 +68,8 @@ def originals() -> tuple[bytes, ...]:
         save(colours(), "TIFF", big_tiff=True),
         save(colours(), "TIFF", **frames()),
         tiled(16),
+        *[data for data, _ in ARRANGEMENTS.values()],
+        pages(1, 0),
         tiled(16, compression=1, pixels=bytes(256)),
         *[save(colours("RGBA"), "WEBP", lossless=way) for way in (False, True)],
         save(colours(), "WEBP", **frames()),

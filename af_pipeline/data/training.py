@@ -21,6 +21,7 @@ from af_pipeline.codec import DecodeError, decode_image
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.storage import read_bytes
 from af_pipeline.data.synthetic import render_scene
+from af_pipeline.depth import BY_TYPE, DepthConfig
 from af_pipeline.samples import LabelledImage, Sample, SampleRule, make_sample
 from af_pipeline.sniper import ChipWindow, CoverRule, ImageBoxes, boxes_in_window, image_chips
 
@@ -89,8 +90,9 @@ class FileImages:
         cache: ImageCache,
         proposals: Mapping[str, NDArray[np.float32]] | None = None,
         chunk: int = 0,
+        depth: DepthConfig = BY_TYPE,
     ) -> None:
-        self.images = dataset.images
+        self.images, self.depth = dataset.images, depth
         self.cache, self.proposals = cache, proposals
         # Chips are shuffled within a chunk: as many images as the cache holds, else each chip
         # would decode its image anew.
@@ -116,19 +118,19 @@ class FileImages:
     def load(self, number: int) -> LabelledImage:
         """Decode, or take from the cache. Raises ValueError where file and annotation differ."""
         image = self.images[number]
-        return self.cache.fetch(image.image_id, lambda: _decoded(image))
+        return self.cache.fetch(image.image_id, lambda: _decoded(image, self.depth))
 
 
-def read_image(uri: str) -> NDArray[np.uint8]:
+def read_image(uri: str, depth: DepthConfig = BY_TYPE) -> NDArray[np.uint8]:
     """Pixels [H, W, 3] RGB; a DecodeError names the file."""
     try:
-        return decode_image(read_bytes(uri))
+        return decode_image(read_bytes(uri), depth=depth)
     except DecodeError as error:
         raise DecodeError(f"{uri}: {error}") from error
 
 
-def _decoded(image: AnnotatedImage) -> LabelledImage:
-    pixels = read_image(image.uri)
+def _decoded(image: AnnotatedImage, depth: DepthConfig) -> LabelledImage:
+    pixels = read_image(image.uri, depth)
     if pixels.shape[:2] != (image.height, image.width):
         raise ValueError(
             f"{image.uri} is {pixels.shape[1]}x{pixels.shape[0]} px, its annotation says "

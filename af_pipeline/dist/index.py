@@ -66,7 +66,8 @@ def index(
     plan = build_plan(config)
     pools = plan_pools(config, plan, ray.cluster_resources())
     storage = storage_of(config.source.storage)
-    settings = StageSettings(plan, detector, config.source.max_pixels, storage)
+    source = config.source
+    settings = StageSettings(plan, detector, source.max_pixels, storage, source.depth)
     with reaching(folder.uri):
         floor = stored_floor(folder, identity)
         folder.check(with_floor(identity, floor), config.output.on_conflict)
@@ -100,7 +101,8 @@ def dry_run(config: IndexConfig, detector: DetectorSource | None = None) -> list
     plan = build_plan(config)
     pools = plan_pools(config, plan, cluster)
     storage = storage_of(config.source.storage)
-    settings = StageSettings(plan, detector, config.source.max_pixels, storage)
+    source = config.source
+    settings = StageSettings(plan, detector, source.max_pixels, storage, source.depth)
     with tempfile.TemporaryDirectory(prefix="af_pipeline-") as scratch:
         manifest = Path(scratch) / "manifest.parquet"
         images = list_source(config, None, manifest)

@@ -68,7 +68,8 @@ def proposal_config(config: TrainConfig, checkpoint: str, output: str) -> IndexC
     """Every scale whole, boxes of anything, no valid ranges: what the detector believes in."""
     mining = config.mining
     return IndexConfig(
-        source=SourceConfig(uri=",".join(config.data.train)),  # tells this run from others
+        # The address tells this run from others.
+        source=SourceConfig(uri=",".join(config.data.train), depth=config.data.depth),
         output=OutputConfig(uri=output, chips=False),
         mode="pyramid",
         checkpoint=checkpoint,

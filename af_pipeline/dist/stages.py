@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from af_pipeline.cascade import Predictor, advance, look, pending_pixels, start_row
 from af_pipeline.codec import DecodeError, decode_image, image_size
 from af_pipeline.data.storage import LOCAL, SourceError, Storage, read_bytes
+from af_pipeline.depth import BY_TYPE, DepthConfig
 from af_pipeline.dist.meter import MeteredPredictor, StageMeter
 from af_pipeline.dist.stacking_stage import fail
 from af_pipeline.plans import Plan
@@ -56,6 +57,7 @@ class StageSettings:
     detector: DetectorSource
     max_pixels: int
     storage: Storage = LOCAL
+    depth: DepthConfig = BY_TYPE
     name: str = ""
     scale: int | None = 0
     lanes: tuple[int, ...] | None = None
@@ -154,7 +156,7 @@ class CoarseStage(DetectStage):
             return None
         began = time.perf_counter()
         try:
-            image = decode_image(data, self.settings.max_pixels)
+            image = decode_image(data, self.settings.max_pixels, self.settings.depth)
         except DecodeError as error:
             fail(row, str(error))
             return None

@@ -105,7 +105,7 @@ def _check(config: TrainConfig) -> dict[str, Any]:
     _check_cluster(config)
     index = None
     if config.validation.every:
-        index = load_config(IndexConfig, config.validation.index)
+        index = validation_config(config)
         _check_validation(load_validation(config, names))
     if config.model.norm == "frozen_bn" and not config.model.weights:
         print("warning: model.norm=frozen_bn without model.weights freezes a random stem")
@@ -120,6 +120,17 @@ def _check(config: TrainConfig) -> dict[str, Any]:
         "index": dump_config(index) if index else None,
         "class_names": list(names),
     }
+
+
+def validation_config(config: TrainConfig) -> IndexConfig:
+    """The index config that judges. Raises ValueError where it would show other pixels."""
+    index = load_config(IndexConfig, config.validation.index)
+    if index.source.depth != config.data.depth:
+        raise ValueError(
+            f"data.depth and source.depth of {config.validation.index} differ: the detector would "
+            "be judged on other pixels than it learns from; state the same in both"
+        )
+    return index
 
 
 def _check_cluster(config: TrainConfig) -> None:

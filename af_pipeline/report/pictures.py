@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.dataset as ds
 
-from af_pipeline.codec import decode_image, encode_jpeg
+from af_pipeline.codec import MAX_PIXELS, decode_image, encode_jpeg
 from af_pipeline.data.storage import read_bytes
+from af_pipeline.depth import DepthConfig
 from af_pipeline.report.canvas import (
     FAINT,
     INK,
@@ -243,7 +244,11 @@ def _image_row(run: RunDir, image_id: str) -> dict[str, Any]:
 def _picture_of_row(run: RunDir, row: Mapping[str, Any], max_side: int) -> Image:
     if row["status"] != "ok":
         raise ValueError(str(row["error"]))
-    return _compose(run, row, _fitted(decode_image(read_bytes(row["uri"])), max_side), 0.3)
+    source = (run.manifest() or {}).get("config", {}).get("source", {})
+    depth = DepthConfig.model_validate(source.get("depth", {}))
+    limit = source.get("max_pixels", MAX_PIXELS)
+    image = decode_image(read_bytes(row["uri"]), limit, depth)
+    return _compose(run, row, _fitted(image, max_side), 0.3)
 
 
 def _compose(run: RunDir, row: Mapping[str, Any], image: Image, min_score: float) -> Image:

@@ -1,0 +1,113 @@
+"""JPEG files: libjpeg-turbo with every loss of pixels told, and what it does not look at."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+# libjpeg's warnings under which no pixel is lost. Every other one (premature end, bad Huffman
+# code, lost restart marker) means that a part of the picture is made up.
+_HARMLESS = (
+    "extraneous bytes",
+    "Unknown Adobe color transform",
+    "Inconsistent progression sequence",
+    "unknown JFIF revision",
+    "Invalid SOS parameters",
+    "bad ICC marker",
+)
+_DATA_LOST = ("Premature end", "Corrupt JPEG data")
+# Encoders write about ten; each costs a walk over all pixels, and as little as a dozen bytes.
+_MAX_SCANS = 100
+# All but stuffed and fill bytes, restart markers and the others without a length.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+_PROGRESSIVE = (0xC2, 0xCA)
+_FRAMES = (0xC0, 0xC1, *_PROGRESSIVE, 0xC9)
+
+
+class UnknownJpeg(ValueError):
+    """libjpeg-turbo does not take the file; another decoder may."""
+
+
+def jpeg_header(data: bytes) -> tuple[int, int, str] | None:
+    """(height, width, colour space), or None where libjpeg-turbo does not take the header."""
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError:
+        return None
+    return int(height), int(width), str(space)  # type: ignore[call-overload,unused-ignore]
+
+
+def read_jpeg(data: bytes, space: str) -> NDArray[np.uint8]:
+    """Pixels [H, W, C] in a colour space of simplejpeg's.
+
+    Raises:
+        UnknownJpeg: a kind of JPEG that libjpeg-turbo does not know.
+        ValueError: a warning under which pixels are lost.
+    """
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace=space), np.uint8)
+    except ValueError as error:
+        if not _says(error, _HARMLESS):
+            raise error if _says(error, _DATA_LOST) else UnknownJpeg(str(error)) from error
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace=space, strict=False), np.uint8)
+    except ValueError as error:
+        raise UnknownJpeg(str(error)) from error
+
+
+def _says(error: ValueError, texts: tuple[str, ...]) -> bool:
+    return any(text in str(error) for text in texts)
+
+
+def check_scans(data: bytes) -> None:
+    """Raise ValueError where there are too many scans, or where the last ones are missing.
+
+    A file that was cut between two scans and got an end marker is a whole, coarse picture to every
+    decoder. Behind a first scan that has all colours of a frame that is not progressive nothing
+    is searched for: no decoder reads on there. What is damaged is left to the decoder to find.
+    """
+    position, scans, frame, parts = 2, 0, 0, b""
+    # Of each part (colour) and coefficient, how many of its low bits are still to come.
+    missing: dict[tuple[int, int], int] = {}
+    while match := _MARKER.search(data, position):
+        marker, position = match[0][1], match.end()
+        if marker in _FRAMES and not parts:
+            frame, parts = (
+                marker,
+                data[position + 8 : position + 8 + 3 * _byte(data, position + 7) : 3],
+            )
+        if marker == 0xDA:
+            scans += 1
+            if scans > _MAX_SCANS:
+                raise ValueError(f"more than {_MAX_SCANS} scans")
+            if frame not in _PROGRESSIVE and _byte(data, position + 2) == len(parts):
+                return
+            missing = missing or {(part, place): 14 for part in parts for place in range(64)}
+            _enter(missing, data, position, frame in _PROGRESSIVE)
+        if marker == 0xD9:  # end of image
+            break
+        position += int.from_bytes(data[position : position + 2], "big")
+    if any(missing.values()):
+        raise ValueError(f"truncated behind scan {scans}: more are missing")
+
+
+def _enter(
+    missing: dict[tuple[int, int], int], data: bytes, position: int, progressive: bool
+) -> None:
+    """Note what the scan at ``position`` brings."""
+    count = _byte(data, position + 2)
+    tail = data[position + 3 + 2 * count : position + 6 + 2 * count]
+    if len(tail) < 3:
+        return
+    first, last, low = (tail[0], tail[1], tail[2] & 15) if progressive else (0, 63, 0)
+    for name in data[position + 3 : position + 3 + 2 * count : 2]:
+        for place in range(first, min(last, 63) + 1):
+            if (name, place) in missing:
+                missing[name, place] = low
+
+
+def _byte(data: bytes, position: int) -> int:
+    return data[position] if position < len(data) else 0
