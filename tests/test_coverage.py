@@ -53,11 +53,8 @@ def test_cases(box: list[float], chips: list[list[int]], expected: str) -> None:
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        ([0, 0, 40, 250], "no_detection"),  # whole in the first row of tiles
-        (
-            [0, 200, 40, 320],
-            "seam",
-        ),  # 240 network px across the seam of tiles of 512 that share 128
+        ([0, 0, 40, 238], "no_detection"),  # whole in the first row of tiles
+        ([0, 160, 40, 300], "seam"),  # 280 network px, across rows of tiles that share 128
         ([0, 180, 40, 230], "no_detection"),  # 100 network px: both rows show it
     ],
 )

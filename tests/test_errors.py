@@ -27,6 +27,7 @@ OBJECTS: list[tuple[int, int, list[float], str]] = [
     (0, 0, [400, 400, 430, 430], "no_chip"),
     (0, 0, [101, 250, 131, 280], "border"),
     (0, 0, [250, 200, 280, 230], "no_detection"),
+    (0, 1, [400, 800, 1100, 860], "seam"),
     (1, 1, [10, 10, 40, 40], "image"),
 ]
 CROWD = [600.0, 600.0, 800.0, 800.0]
@@ -71,7 +72,7 @@ def explain(
 
 
 def explained_scene(**options: Any) -> Breakdown:
-    looked = Looked(make_plan(scales=SCALES), {"0.jpg": (1000, 1000)}, CHIPS)
+    looked = Looked(make_plan(scales=SCALES), {"0.jpg": (1000, 2200)}, CHIPS)
     return explain(*scene(), looked=looked, indexed=["0.jpg"], **options)
 
 
@@ -99,7 +100,7 @@ def test_every_kind_of_a_detection() -> None:
     assert kinds(found.detections) == expected
     assert set(expected.values()) == set(DETECTION_KINDS)
     assert found.covered is not None
-    assert found.covered.tolist() == [5, 0]  # border and what is found counts, no_chip does not
+    assert found.covered.tolist() == [5, 1]  # border and what is found counts, no_chip does not
 
 
 def test_boxes_that_decided() -> None:
@@ -117,7 +118,7 @@ def test_boxes_that_decided() -> None:
 def test_without_chips_causes_are_not_told_apart() -> None:
     found = explain(*scene(), indexed=["0.jpg"])
     counts = overall(found.objects)
-    assert counts == {"found": 1, "image": 1, "class": 1, "localisation": 1, "missed": 4}
+    assert counts == {"found": 1, "image": 1, "class": 1, "localisation": 1, "missed": 5}
     assert found.covered is None
     assert ("objects", "missed") in found.gains
     assert not any(("objects", cause) in found.gains for cause in CAUSES)

@@ -19,7 +19,7 @@ from af_pipeline.model.checkpoint import (
 from af_pipeline.model.detector import AutoFocusDetector
 from af_pipeline.predict import TorchPredictor, load_predictor, pad_batch
 from af_pipeline.samples import PAD_VALUE
-from af_pipeline.settings import IndexConfig, LaneConfig, ScaleConfig
+from af_pipeline.settings import IndexConfig, LaneConfig, ScaleConfig, StackConfig
 
 LANE = Lane(160, 192)
 CPU = torch.device("cpu")
@@ -192,13 +192,17 @@ def test_a_predictor_from_a_config(detector: AutoFocusDetector, tmp_path: Path) 
         bf16=False,
         detector_score=0.0,
         detector_nms=0.3,
+        detector_max=30,
+        stack=StackConfig(min_score=0.0),
         lanes=LaneConfig(pad=True),
     )
     loaded = load_predictor(config)
-    wanted = TorchPredictor(detector, CPU, False, True, min_score=0.0, nms_iou=0.3)
+    options = {"min_score": 0.0, "nms_iou": 0.3, "max_detections": 30}
+    wanted = TorchPredictor(detector, CPU, False, True, **options)
     given = crops((64, 96))
     (one,), (two,) = loaded(given, LANE), wanted(given, LANE)
-    assert len(one.scores)
+    assert len(one.scores) == 30
+    assert one.dropped > 0
     assert one.padded == LANE.pixels - 64 * 96
     np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
     np.testing.assert_allclose(one.focus, two.focus, atol=1e-4)

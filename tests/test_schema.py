@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from af_pipeline.schema import (
+    COUNTERS,
     ROW,
     STORED_ROW,
     Candidate,
@@ -48,7 +49,7 @@ def rows(draw: st.DrawFn) -> ImageRow:
         [make_chip(rng) for _ in range(chips)],
         Ledger(
             *([int(n) for n in rng.integers(0, 2**30, scales)] for _ in range(4)),
-            *(int(n) for n in rng.integers(0, 2**31, 5)),
+            *(int(n) for n in rng.integers(0, 2**31, 1 + len(COUNTERS))),
             f32(rng.random() * 100),
             f32(rng.random() * 100),
         ),

@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
 MAX_DETECTIONS = 1000  # that one chip answers with, unless asked otherwise
-CANDIDATES = 5  # boxes that enter the NMS of one chip, for each detection that may leave it
+LEAST_CANDIDATES = 3000  # boxes that may enter the NMS of one chip, and as many times the
+CANDIDATES_PER_DETECTION = 5  # detections that may leave it, where that is more
 PROPOSAL_IOU = 0.7  # overlap at which a proposal suppresses another (SNIPER and its RPN)
 MIN_SIDE = 1.0  # sides of the least proposal, px
 
@@ -54,14 +55,15 @@ def select_detections(
 ) -> Output:
     """Detections of one chip: scores [A, C], boxes [A, C, 4] or, for all classes, [A, 1, 4].
 
-    NMS at ``nms_iou`` is class by class; boxes are cut to ``size``. At most ``most`` are kept, of
-    the best `CANDIDATES` times as many boxes; the others are counted.
+    NMS at ``nms_iou`` is class by class; boxes are cut to ``size``. At most ``most`` are kept,
+    and not all boxes enter the NMS where there are very many; the others are counted.
     """
+    limit = max(LEAST_CANDIDATES, CANDIDATES_PER_DETECTION * most)
     point, label = (scores >= min_score).nonzero(as_tuple=True)
     score = scores[point, label]
-    dropped = max(0, len(score) - CANDIDATES * most)
+    dropped = max(0, len(score) - limit)
     if dropped:
-        score, order = score.topk(CANDIDATES * most)
+        score, order = score.topk(limit)
         point, label = point[order], label[order]
     box = clipped(boxes[point, label.clamp(max=boxes.shape[1] - 1)], size)
     solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])

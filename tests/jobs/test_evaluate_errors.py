@@ -19,6 +19,7 @@ CONFIG = {
     ],
     "stack": {"border": 4.0, "valid_ranges": True, "unheard": 1},
     "tiles": {"scale": -1},
+    "lanes": {"sides": [256, 512, 1024]},
     "focus": "of another version",
 }
 
