@@ -10,11 +10,11 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 PYTEST = $(BIN)/python -m pytest
-FAST = not slow and not ray
+FAST = not slow and not ray and not soak
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo test check fast format lint types clean
+.PHONY: help setup demo test soak check fast format lint types clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,13 +35,16 @@ demo: setup ## run the whole pipeline on a small drawn data set
 	$(BIN)/python jobs/demo.py
 
 # The Ray tests run one by one: two clusters on one machine would fight over its cores.
-test: setup ## run every test
+test: setup ## run every test but the long campaigns
 	@status=0; \
 	echo "== tests without Ray, two at a time"; \
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not ray" -n 2 --durations=10 || status=1; \
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not ray and not soak" -n 2 --durations=10 || status=1; \
 	echo "== tests with Ray, one at a time"; \
-	$(PYTEST) -m ray --durations=10 || status=1; \
+	$(PYTEST) -m "ray and not soak" --durations=10 || status=1; \
 	exit $$status
+
+soak: setup ## run the long campaigns, one at a time
+	OMP_NUM_THREADS=1 $(PYTEST) -m soak --timeout=1800 --durations=10
 
 check: lint types fast ## lint, types and the fast tests; run before each commit
 

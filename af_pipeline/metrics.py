@@ -160,13 +160,14 @@ def pixel_summary(images: pa.Table) -> dict[str, float | int | None]:
     }
 
 
-def check_ground_truth(ground_truth: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the fault, unless this is COCO json content with objects in it."""
+def check_ground_truth(ground_truth: Mapping[str, Any], objects: bool = True) -> None:
+    """Raise ValueError, naming the fault, unless this is COCO json content, with ``objects``."""
     for key in ("images", "annotations", "categories"):
-        if not isinstance(ground_truth, Mapping) or not ground_truth.get(key):
+        there = ground_truth.get(key) if isinstance(ground_truth, Mapping) else None
+        if not isinstance(there, list) or not (there or (key == "annotations" and not objects)):
             raise ValueError(
-                f"the ground truth has no '{key}': give a COCO instances json with "
-                "'images', 'annotations' and 'categories'"
+                f"the ground truth has no '{key}': give a COCO instances json with 'images', "
+                "'annotations' and 'categories', or --export-coco where there are no annotations"
             )
     for kind, name_key in (("images", "file_name"), ("categories", "name")):
         for key, types in ((name_key, str), ("id", int | str)):
@@ -382,7 +383,11 @@ def score_cell(score: float | None) -> str:
 
 
 def aligned_table(rows: list[list[str]], total: bool = True) -> str:
-    """Cells [rows][columns] as text; a line below the first row and, of a total, one above it."""
+    """Cells [rows][columns] as text; a line below the first row and, of a total, one above it.
+
+    Signs that move the cursor or the order of letters are shown as ``?``.
+    """
+    rows = [["".join(c if c.isprintable() else "?" for c in cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from af_pipeline.config import Section
+from af_pipeline.config import Count, NodeCores, Pixels, Section, Side, Threads
 from af_pipeline.depth import DepthConfig
 from af_pipeline.focus import ChipRule, FocusRule
 from af_pipeline.lanes import TILE_STEP
@@ -22,9 +22,11 @@ from af_pipeline.scales import Scale
 class ScaleConfig(Section):
     """One pyramid level, coarse to fine: either ``factor`` or a resolution rule."""
 
-    factor: float | None = Field(None, gt=0, description="network px per original px")
-    min_side: int = Field(-1, description="paper's rule: shorter side, network px; -1: none")
-    max_side: int = Field(-1, description="paper's rule: cap of the longer side, network px")
+    factor: float | None = Field(
+        None, ge=0.001, le=16, description="network px per original px; enlarged by more, it blurs"
+    )
+    min_side: Side = Field(-1, description="paper's rule: shorter side, network px; -1: none")
+    max_side: Side = Field(-1, description="paper's rule: cap of the longer side, network px")
     valid_range: tuple[float, float] = Field(
         (-1, -1), description="sqrt(area) of objects this scale answers for, original px; -1: open"
     )
@@ -74,14 +76,14 @@ class FocusConfig(Section):
 
     threshold: float = Field(0.1, ge=0, le=1, description="probability at which a cell counts")
     dilation: int = Field(3, ge=1, le=31, description="square structuring element, cells; 1: none")
-    min_size: int = Field(128, ge=16, description="least chip side, network px of this scale")
+    min_size: Side = Field(128, ge=16, description="least chip side, network px of this scale")
     merge: Literal["cost", "paper"] = Field(
         "cost", description="cost: merge where one forward of the union is cheaper; paper: touch"
     )
     chip_cost: float = Field(
         4096, ge=0, description="price of one more chip, network px of this scale, for merge=cost"
     )
-    context: int = Field(
+    context: Side = Field(
         0, ge=0, description="least margin of a chip around its cells, network px of this scale"
     )
 
@@ -137,8 +139,8 @@ class StorageConfig(Section):
 
     endpoint: str | None = Field(None, description="URL of an S3-compatible server; None: AWS")
     anonymous: bool = Field(False, description="send no credentials (public buckets)")
-    attempts: int = Field(5, ge=1, description="tries of one request, with growing pauses")
-    timeout_s: float = Field(60, gt=0, description="limit of one try to connect or to read")
+    attempts: int = Field(5, ge=1, le=100, description="tries of one request, with growing pauses")
+    timeout_s: float = Field(60, gt=0, le=3600, description="limit of one try to connect or read")
 
 
 class SourceConfig(Section):
@@ -170,7 +172,7 @@ class OutputConfig(Section):
     redo_errors: bool = Field(
         False, description="on a rerun, try the images again that ended as error rows"
     )
-    images_per_file: int = Field(
+    images_per_file: Count = Field(
         0, ge=0, description="rows of one rows/*.parquet, lost with a kill; 0: by the total"
     )
     storage: StorageConfig = StorageConfig()
@@ -179,13 +181,15 @@ class OutputConfig(Section):
 class LaneConfig(Section):
     """Size buckets of chips at network input."""
 
-    sides: tuple[int, ...] = Field(
-        (256, 384, 512, 768, 1024, 1536), description="bucket sides, network px, multiples of 32"
+    sides: tuple[Side, ...] = Field(
+        (256, 384, 512, 768, 1024, 1536),
+        max_length=100,
+        description="bucket sides, network px, multiples of 32",
     )
     overlap: int = Field(
         128, ge=0, description="overlap of the tiles of a chip above the largest lane, network px"
     )
-    batch_pixels: int = Field(1, ge=1, description="network px a batch may hold, one chip at least")
+    batch_pixels: Pixels = Field(1, ge=1, description="network px of a batch, one chip at least")
     pad: bool = Field(
         False,
         description="pad chips to their lane's shape and batch them across images (GPU, compiled "
@@ -215,7 +219,7 @@ class StackConfig(Section):
     sigma: float = Field(0.55, gt=0, description="soft-NMS width (AutoFocus: 0.55)")
     iou: float = Field(0.5, gt=0, le=1, description="plain NMS: overlap that suppresses")
     min_score: float = Field(0.01, ge=0, le=1, description="lowest score written")
-    max_detections: int = Field(
+    max_detections: Count = Field(
         1000, ge=1, description="kept per image; images/ counts the others as dropped_image"
     )
     border: float = Field(
@@ -229,32 +233,42 @@ class PoolConfig(Section):
     """Actors of one kind, and the chips they take: those of some scales up to some size."""
 
     scales: tuple[int, ...] | None = Field(None, description="scales served; None: all")
-    max_side: int | None = Field(
+    max_side: Side | None = Field(
         None, ge=32, description="largest side of a lane served, network px; None: what is left"
     )
     actors: int | tuple[int, int] = Field(
-        1, description="actors per scale; [least, most] grows and shrinks with the work"
+        1,
+        description="actors per scale, up to 10,000, which Ray is tested with; [least, most] grows "
+        "and shrinks with the work",
     )
-    num_cpus: float = Field(
+    num_cpus: NodeCores = Field(
         0, ge=0, description="CPUs that Ray reserves per actor; 0: a share of the cluster's"
     )
-    num_gpus: float = Field(0, ge=0, description="GPUs that Ray reserves per actor")
+    num_gpus: float = Field(
+        0, ge=0, le=64, description="GPUs that Ray reserves per actor: a share of one, or whole"
+    )
     accelerator_type: str | None = Field(None, description="kind of GPU, Ray's name (A10G, H100)")
-    resources: dict[str, float] = Field(
+    resources: dict[str, Annotated[float, Field(gt=0, le=10**6)]] = Field(
         {}, description="custom resources per actor, as nodes were started with"
     )
-    threads: int = Field(
+    threads: Threads = Field(
         0, ge=0, description="forwards an actor makes at once on a CPU; 0: cores shared out"
     )
-    batch_pixels: int | None = Field(
+    batch_pixels: Pixels | None = Field(
         None, ge=1, description="network px a batch may hold here; None: lanes.batch_pixels"
     )
 
     @model_validator(mode="after")
     def _actors(self) -> PoolConfig:
         low, high = self.actor_range
-        if not 1 <= low <= high:
-            raise ValueError(f"actors takes a number or [least, most] from 1 up; found {low, high}")
+        if not 1 <= low <= high <= 10_000:
+            raise ValueError(
+                f"actors takes a number or [least, most] from 1 to 10000; found {low, high}"
+            )
+        if self.num_gpus > 1 and not self.num_gpus.is_integer():
+            raise ValueError(f"num_gpus above 1 must be whole, for Ray; found {self.num_gpus:g}")
+        if reserved := sorted({"CPU", "GPU"} & self.resources.keys()):
+            raise ValueError(f"resources holds {reserved[0]}: use num_cpus or num_gpus")
         return self
 
     @property
@@ -267,16 +281,20 @@ class RayConfig(Section):
     """How the job uses Ray."""
 
     address: str | None = Field(None, description="None: the cluster of `ray job`, else local")
-    rows_per_block: int = Field(4, ge=1, description="images per block: 0.5 s of work or more")
+    rows_per_block: int = Field(
+        4, ge=1, le=10_000, description="images per block: 0.5 s of work or more; held in memory"
+    )
     pools: tuple[PoolConfig, ...] = Field(
         (PoolConfig(),),
         min_length=1,
         description="per scale, a chip goes to the first pool that takes it, smallest side first",
     )
-    task_cpus: float = Field(
+    task_cpus: NodeCores = Field(
         0.25, gt=0, description="CPUs of a read, stack or write task; low: many processes at once"
     )
-    wait_for_actors_s: int = Field(600, gt=0, description="fail if actors do not start by then")
+    wait_for_actors_s: int = Field(
+        600, gt=0, le=604_800, description="fail if actors do not start by then; a week at most"
+    )
     elastic: bool = Field(
         False, description="the cluster grows on demand: do not ask whether it is large enough now"
     )
@@ -292,7 +310,7 @@ class TilesConfig(Section):
     """Mode tiles: fixed windows of one scale beside the whole image at the coarsest."""
 
     scale: int = Field(-1, description="pyramid entry that the windows are seen at; -1: finest")
-    side: int = Field(640, ge=64, description="side of a window, network px, multiple of 32")
+    side: Side = Field(640, ge=64, description="side of a window, network px, multiple of 32")
     overlap: int = Field(128, ge=32, description="least overlap of neighbours, network px")
 
     @model_validator(mode="after")

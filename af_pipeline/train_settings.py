@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from af_pipeline.config import Section
+from af_pipeline.config import Count, Section, Side, Threads
 from af_pipeline.depth import DepthConfig
 from af_pipeline.settings import FocusLabelConfig, RayConfig, ScaleConfig, check_pyramid
 
@@ -30,9 +30,11 @@ class DataConfig(Section):
     proposals: str | None = Field(
         None, description="detections folder of jobs/mine.py; gives mined negative chips"
     )
-    synthetic_scenes: int = Field(0, ge=0, description="drawn scenes mixed into the training")
+    synthetic_scenes: Count = Field(0, ge=0, description="drawn scenes mixed into the training")
     synthetic_share: float = Field(0.2, ge=0, le=1, description="share of chips drawn from them")
-    cache_gb: float = Field(2.0, gt=0, description="decoded images kept in memory per worker, GB")
+    cache_gb: float = Field(
+        2.0, gt=0, le=10_000, description="decoded images kept in memory per worker, GB"
+    )
     class_power: float = Field(
         0.0,
         ge=0,
@@ -55,14 +57,27 @@ class ModelConfig(Section):
     norm: Literal["bn", "frozen_bn", "gn"] = Field(
         "bn", description="norm of the backbone; frozen_bn wants pretrained weights"
     )
-    width: float = Field(1.0, gt=0, description="width multiplier of mobilenet_v2")
-    channels: int = Field(96, ge=8, multiple_of=8, description="channels of the FPN and heads")
-    head_depth: int = Field(2, ge=0, description="3x3 convolutions per tower of a dense head")
+    width: float = Field(
+        1.0, gt=0, le=8, description="width multiplier of mobilenet_v2; memory goes with its square"
+    )
+    channels: int = Field(
+        96,
+        ge=8,
+        le=4096,
+        multiple_of=8,
+        description="of the FPN and heads; memory goes with its square",
+    )
+    head_depth: int = Field(
+        2, ge=0, le=64, description="3x3 convolutions per tower of a dense head"
+    )
     anchor_sizes: tuple[float, ...] = Field(
         (32, 64, 112, 160, 208, 256, 384),
+        max_length=100,
         description="sides of the anchors of faster_rcnn, network px; shared out over FPN levels",
     )
-    anchor_ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="height / width")
+    anchor_ratios: tuple[float, ...] = Field(
+        (0.5, 1.0, 2.0), max_length=100, description="height / width"
+    )
     weights: str | None = Field(
         None,
         description="start from a checkpoint of this project, or from torchvision weights: a file "
@@ -88,16 +103,16 @@ class ModelConfig(Section):
 class ChipConfig(Section):
     """SNIPER training chips."""
 
-    size: int = Field(512, ge=64, multiple_of=32, description="chip side, network px")
+    size: Side = Field(512, ge=64, multiple_of=32, description="chip side, network px")
     stride: tuple[float, float] = Field(
         (0.11, 0.115), description="step of the candidates, share of the side (56 to 59 of 512)"
     )
     jitter: tuple[float, float] = Field((1.0, 1.0), description="bounds of the scale change")
-    negatives: int = Field(2, ge=0, description="most negative chips an image and epoch")
+    negatives: Count = Field(2, ge=0, description="most negative chips an image and epoch")
     min_proposals: tuple[int, int] = Field(
         (25, 10), description="a mined chip holds more proposals: at the finest, at other scales"
     )
-    focus_chips: int = Field(
+    focus_chips: Count = Field(
         1,
         ge=0,
         description="most chips an image and epoch around objects too small for a "
@@ -127,13 +142,13 @@ class ChipConfig(Section):
 class OptimConfig(Section):
     """Optimiser, schedule and the weights of the losses."""
 
-    steps: int = Field(6000, ge=1, description="optimiser steps")
-    global_batch: int = Field(8, ge=1, description="chips per step over all workers")
+    steps: Count = Field(6000, ge=1, description="optimiser steps")
+    global_batch: int = Field(8, ge=1, le=10**6, description="chips per step over all workers")
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     lr: float = Field(2e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.05, ge=0, description="decay of weights (not norms, biases)")
-    warmup_steps: int = Field(300, ge=0)
+    warmup_steps: Count = Field(300, ge=0)
     schedule: Literal["cosine", "step"] = Field(
         "cosine", description="cosine: half a cosine down to 1%; step: times step_factor"
     )
@@ -162,16 +177,16 @@ class OptimConfig(Section):
 class ValidationConfig(Section):
     """Validation during training, by the cascade of an index config; the best model is kept."""
 
-    every: int = Field(0, ge=0, description="steps; 0: only the last model is kept")
+    every: Count = Field(0, ge=0, description="steps; 0: only the last model is kept")
     index: str = Field("", description="index config whose pyramid, focus and stacking to use")
-    images: int = Field(0, ge=0, description="use so many images of data.val, evenly; 0: all")
+    images: Count = Field(0, ge=0, description="use so many images of data.val, evenly; 0: all")
 
 
 class MiningConfig(Section):
     """`jobs/mine.py`: a short training without negative chips, then proposals of every scale."""
 
-    steps: int = Field(1000, ge=1, description="steps of the short training")
-    per_scale: int = Field(
+    steps: Count = Field(1000, ge=1, description="steps of the short training")
+    per_scale: Count = Field(
         300, ge=1, description="proposals kept per image: the best so many times the scales"
     )
     nms_iou: float = Field(0.7, gt=0, le=1, description="overlap that merges proposals")
@@ -185,14 +200,16 @@ class TrainRunConfig(Section):
     name: str = Field(
         "mine", pattern=r"^[\w.-]+$", description="the run's name; the same name resumes"
     )
-    workers: int = Field(1, ge=1, description="DDP processes: gloo on CPUs, nccl on GPUs")
-    threads: int = Field(0, ge=0, description="torch threads per worker; 0: its share of cores")
-    loader_threads: int = Field(2, ge=1, description="threads per worker that make chips")
+    workers: int = Field(
+        1, ge=1, le=10_000, description="DDP processes: gloo on CPUs, nccl on GPUs"
+    )
+    threads: Threads = Field(0, ge=0, description="torch threads per worker; 0: its share of cores")
+    loader_threads: Threads = Field(2, ge=1, description="threads per worker that make chips")
     use_gpu: bool = False
-    seed: int = Field(0, ge=0)
-    log_every: int = Field(20, ge=1, description="steps per printed line; files hold each step")
-    checkpoint_every: int = Field(500, ge=1, description="steps")
-    max_failures: int = Field(2, ge=0, description="worker failures Ray Train forgives")
+    seed: int = Field(0, ge=0, lt=2**32)
+    log_every: Count = Field(20, ge=1, description="steps per printed line; files hold each step")
+    checkpoint_every: Count = Field(500, ge=1, description="steps")
+    max_failures: int = Field(2, ge=0, le=10_000, description="worker failures Ray Train forgives")
 
 
 class TrainConfig(Section):

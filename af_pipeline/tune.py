@@ -18,7 +18,7 @@ from af_pipeline.config import config_hash, dump_config
 from af_pipeline.focus import ChipRule, FocusRule
 from af_pipeline.guarantee import FREE, settings_hash, statement
 from af_pipeline.metrics import aligned_table, score_cell
-from af_pipeline.model.checkpoint import checkpoint_hash, load_info
+from af_pipeline.model.info import checkpoint_hash, load_info
 from af_pipeline.plans import Plan, build_plan, unfocused
 from af_pipeline.predict import load_predictor
 from af_pipeline.replay import Record, replay

@@ -31,7 +31,7 @@ from af_pipeline.data.training import read_image
 from af_pipeline.focus import FocusRule, focus_labels
 from af_pipeline.lanes import Lane
 from af_pipeline.metrics import evaluate_detections
-from af_pipeline.model.checkpoint import load_info
+from af_pipeline.model.info import load_info
 from af_pipeline.plans import Plan, build_plan
 from af_pipeline.predict import TorchPredictor, load_predictor
 from af_pipeline.scales import scaled_size

@@ -1,6 +1,7 @@
 """Score the detections of an index run against ground truth: COCO json, VOC or Parquet.
 
     python jobs/evaluate.py --detections OUT --ground-truth val.json
+    python jobs/evaluate.py ... --ground-truth image_info_test-dev2017.json --export-coco FILE
 
 Prints COCO's and VOC's scores, what went wrong and what it costs, false positives and what the
 pixels cost; writes OUT/metrics.json and OUT/errors.parquet, one row an error. docs/EVALUATION.md
@@ -18,14 +19,15 @@ import pyarrow.compute as pc
 from af_pipeline.errors import Breakdown, break_down
 from af_pipeline.matches import Matches, matches_of
 from af_pipeline.metrics import Inputs, pixel_summary, run_coco, summarise
+from af_pipeline.report.coco_export import coco_results, inputs_without_truth
 from af_pipeline.report.error_tables import error_rows, errors_json, errors_text
 from af_pipeline.report.evaluation import (
     IMAGE_COLUMNS,
     INPUT_ERRORS,
     add_input_arguments,
-    coco_results,
     number,
     open_run,
+    read_detections,
     read_ground_truth,
     read_inputs,
     refuse,
@@ -45,7 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     target = args.output or f"{args.detections.rstrip('/')}/metrics.json"
     try:
-        report, errors, found = evaluate(args)
+        run = open_run(args.detections, args.allow_incomplete)
+        truth = read_ground_truth(args)
+        if args.export_coco and not truth.get("annotations"):
+            export_only(run, truth, args)
+            return 0
+        report, errors, found = evaluate(run, truth, args)
         write_json(target, report)
         write_parquet(beside(target, "errors.parquet"), errors)
         if args.export_coco:
@@ -70,15 +77,33 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="default: OUT/metrics.json; errors.parquet is written beside it",
     )
     parser.add_argument(
-        "--export-coco", metavar="FILE", help="write the detections as a COCO result json"
+        "--export-coco",
+        metavar="FILE",
+        help="write the detections as COCO's server takes them; of a --ground-truth without "
+        "annotations, as image_info_test-dev2017.json, only this",
     )
     return parser.parse_args(argv)
 
 
-def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], pa.Table, list[dict[str, Any]]]:
+def export_only(run: RunDir, info: dict[str, Any], args: argparse.Namespace) -> None:
+    """Write the COCO result json of a test set, whose json has no annotations to score against."""
+    inputs, others = inputs_without_truth(info, read_detections(run, args.min_score))
+    warn(f"{len(others)} images that the json does not list were left out", others)
+    warn("detected classes without a category were left out", list(inputs.unmatched_labels))
+    found = coco_results(inputs)
+    write_json(args.export_coco, found, indent=None)
+    images = len({entry["image_id"] for entry in found})
+    print(
+        f"{len(found)} detections of {images} images written to {args.export_coco}; no scores: "
+        f"{args.ground_truth} has no annotations"
+    )
+
+
+def evaluate(
+    run: RunDir, truth: dict[str, Any], args: argparse.Namespace
+) -> tuple[dict[str, Any], pa.Table, list[dict[str, Any]]]:
     """Print the scores; return them as written, the errors, and the detections for export."""
-    run = open_run(args.detections, args.allow_incomplete)
-    inputs = read_inputs(run, read_ground_truth(args), args.min_score)
+    inputs = read_inputs(run, truth, args.min_score)
     images = run.table("images", IMAGE_COLUMNS)
     coco_eval = run_coco(inputs, args.max_dets)
     coco = summarise(inputs, coco_eval)

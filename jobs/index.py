@@ -25,6 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(IndexConfig, arguments.config, arguments.sets)
     except ConfigError as error:
         return complain(error, 2)
+    from af_pipeline.dist.preflight import check_input
+
+    try:
+        check_input(config, arguments.dry_run)
+    except ValueError as error:
+        return complain(error, 2)
     from af_pipeline.dist.account import summary
     from af_pipeline.dist.index import dry_run, index
     from af_pipeline.dist.passes import GraphError

@@ -16,6 +16,27 @@ from af_pipeline.codec import image_size
 
 ORIENTATION = 0x0112
 
+# What somebody may call a class or an image, or what an error may quote of one.
+HOSTILE_NAMES = (
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='alert(1)'>",
+    "</td></tr></table></style><h1>",
+    "<!-- -->]]>&lt;&#60;&amp",
+    "two\nlines\r\n\tand\x0ba tab",
+    "\x00\x07\x1b[31mred\x7f\x85",
+    "\u202egpj.exe\u2066\u200f",
+    "\U0001f697\U0001f468\u200d\U0001f469 \u00e9\u4e2d",
+    "$\\frac{$ {x} $\\wrong{1}$ %s \\",
+    "../../../etc/passwd",
+    "C:\\con|nul:*?",
+    "x" * 10_000,
+    "many words " * 1000,
+    "",
+    " ",
+)
+PAGE_TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "tr"}
+PAGE_TAGS |= {"th", "td", "figure", "figcaption", "a", "img", "div"}  # of all pages of a report
+
 
 @contextmanager
 def no_warnings() -> Iterator[None]:

@@ -219,7 +219,7 @@ def test_a_crash_is_named() -> None:
     assert fault.startswith(f"seed {SEED}, index 5: exit -{signal.SIGSEGV.value}")
 
 
-@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_mutants_decode_or_are_refused(count: int) -> None:
     assert faults(0, count) == []
 

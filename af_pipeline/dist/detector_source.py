@@ -10,7 +10,8 @@ import torch
 from af_pipeline.devices import pick_device
 from af_pipeline.dist.stages import DetectorSource
 from af_pipeline.model.base import Detector
-from af_pipeline.model.checkpoint import checkpoint_hash, load_detector
+from af_pipeline.model.checkpoint import load_detector
+from af_pipeline.model.info import checkpoint_hash
 from af_pipeline.predict import TorchPredictor, predictor_options
 from af_pipeline.settings import IndexConfig
 

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from af_pipeline.model.base import Detector
 from af_pipeline.model.detector import AutoFocusDetector
 from af_pipeline.model.faster_rcnn import FasterRCNN
+from af_pipeline.model.info import CheckpointError, CheckpointInfo, info_path, load_info
 
-SCHEMA_VERSION = 1
-MODEL_KEYS = ("backbone", "width", "channels", "head_depth")  # what every json has, old ones too
-
-
-class CheckpointError(ValueError):
-    """The checkpoint cannot be used; the message names the file and what is wrong."""
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """The json beside the weights.
-
-    ``model``: what `build_detector` takes; ``class_names``: by label index; ``training``: the
-    resolved training config, data and step it came from.
-    """
-
-    model: dict[str, Any]
-    class_names: tuple[str, ...]
-    training: dict[str, Any]
-    schema_version: int = SCHEMA_VERSION
-
-
-def info_path(weights: str | Path) -> Path:
-    """The json beside a ``.safetensors`` file."""
-    return Path(weights).with_suffix(".json")
+_DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # of all detectors' tensors
 
 
 def build_detector(model: dict[str, Any], num_classes: int) -> Detector:
@@ -87,62 +62,47 @@ def save_checkpoint(weights: str | Path, state: dict[str, Tensor], info: Checkpo
     partial.replace(path)
 
 
-def load_info(weights: str | Path) -> CheckpointInfo:
-    """Read the json beside ``weights``. Raises CheckpointError when it is missing or unfit."""
-    path = info_path(weights)
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"checkpoint {weights} has no {path.name} beside it") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no object but {type(content).__name__}")
-    version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}: "
-            "train again or use the matching release"
-        )
-    model = content.get("model")
-    missing = [] if isinstance(content.get("class_names"), list) else ["a list class_names"]
-    if isinstance(model, dict):
-        missing += [f"model.{key}" for key in MODEL_KEYS if key not in model]
-    else:
-        missing.append("an object model")
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}")
-    names = tuple(content["class_names"])
-    return CheckpointInfo(content["model"], names, content.get("training", {}), version)
-
-
 def load_detector(weights: str | Path) -> tuple[Detector, CheckpointInfo]:
-    """Detector in eval mode with its weights, on the CPU. Raises CheckpointError."""
-    if not Path(weights).is_file():
-        raise CheckpointError(
-            f"checkpoint {weights} does not exist: set checkpoint= to a .safetensors file, or "
-            "train one with jobs/train.py"
-        )
+    """Detector in eval mode with its weights, on the CPU. Raises CheckpointError.
+
+    Names, shapes and types of all tensors are compared before memory is taken for any.
+    """
     info = load_info(weights)
     try:
-        state = load_file(str(weights))
-    except SafetensorError as error:
-        raise CheckpointError(f"{weights} is not a safetensors file: {error}") from error
-    try:
-        detector = build_detector(info.model, len(info.class_names))
+        with torch.device("meta"):
+            wanted = build_detector(info.model, len(info.class_names)).state_dict()
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{info_path(weights)} has an unfit model: {error}") from error
     try:
-        detector.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{weights} does not fit its json's model: {error}") from error
+        _check_tensors(weights, wanted)
+        state = load_file(str(weights))
+    except SafetensorError as error:
+        raise CheckpointError(f"{weights} is not a safetensors file: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {weights}: {error.strerror or error}") from error
+    for name, value in state.items():
+        if not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"{weights} holds numbers that are not finite in {name}: its training diverged or "
+                "the file is damaged; use an earlier checkpoint"
+            )
+    detector = build_detector(info.model, len(info.class_names))
+    detector.load_state_dict(state)
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return detector.eval(), info
 
 
-def checkpoint_hash(weights: str | Path) -> str:
-    """First 16 hex digits of the SHA-256 of the weights and their json."""
-    digest = hashlib.sha256()
-    for path in (Path(weights), info_path(weights)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def _check_tensors(weights: str | Path, wanted: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless the file's header has the tensors ``wanted`` and no other."""
+    with safe_open(str(weights), "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+    own = {name: (_DTYPES[value.dtype], list(value.shape)) for name, value in wanted.items()}
+    strange = sorted(name for name in own | found if own.get(name) != found.get(name))
+    if strange:
+        first = strange[0]
+        there, asked = found.get(first, "not there"), own.get(first, "none")
+        raise CheckpointError(
+            f"{weights} does not fit its json's model in {len(strange)} tensors, first {first:.99} "
+            f"({there}, the model has {asked}): put back the json saved with it, or train again"
+        )

@@ -82,14 +82,19 @@ def _dashed_line(
 
 def text_width(text: str, height: int) -> int:
     """Width in px of one line of text whose capitals are `height` px tall."""
-    (width, _), _ = cv2.getTextSize(text, _FONT, _font_scale(height), _weight(height))
+    (width, _), _ = cv2.getTextSize(_ascii(text), _FONT, _font_scale(height), _weight(height))
     return int(width)
 
 
 def put_text(canvas: Image, text: str, left: int, base: int, height: int, color: Color) -> None:
     """Write in place; (left, base) is the left end of the base line."""
     scale, weight = _font_scale(height), _weight(height)
-    cv2.putText(canvas, text, (left, base), _FONT, scale, color, weight, cv2.LINE_AA)
+    cv2.putText(canvas, _ascii(text), (left, base), _FONT, scale, color, weight, cv2.LINE_AA)
+
+
+def _ascii(text: str) -> str:
+    """The text as the font, which has no other letters, shows it."""
+    return text.encode("ascii", "replace").decode()
 
 
 def put_tag(canvas: Image, text: str, left: int, base: int, height: int, color: Color) -> None:
@@ -152,6 +157,7 @@ def framed(image: Image, title: str, entries: Sequence[tuple[Color, str]]) -> Im
 def _cut_word(word: str, height: int, width: int) -> str:
     if text_width(word, height) <= width:
         return word
+    word = word[: max(1, width)]  # a letter is wider than a px
     while len(word) > 1 and text_width(f"{word}...", height) > width:
         word = word[:-1]
     return f"{word}..."

@@ -87,7 +87,7 @@ def speedup_bound_figure(records: Sequence[Record], real: Sequence[Record] | Non
             *columns_of(sorted(points)), "o-", color=color, label=f"bound, dilation {dilation:g}"
         )
     for line, dashes in zip(real or (), cycle(("--", ":", "-.")), strict=False):
-        label = f"{line['name']}: {line['speed_up']:.2f}×"
+        label = f"{shorten(line['name'], 60)}: {line['speed_up']:.2f}×"
         axes.axhline(line["speed_up"], color=RED, linestyle=dashes, linewidth=2, label=label)
     if not records and not real:
         without_data(axes)
@@ -246,7 +246,7 @@ def _autofocus_points(axes: Axes, points: Sequence[tuple[float, float, Record]])
 
 
 def _setting(record: Record) -> str:
-    return str(record.get("setting") or "").replace("$", r"\$")  # not the start of a formula
+    return shorten(str(record.get("setting") or ""), 200)
 
 
 def draw_coverage(records: Sequence[Record], path: Path) -> None:

@@ -21,7 +21,7 @@ from af_pipeline.config import ConfigError, config_from
 from af_pipeline.coverage import Looked
 from af_pipeline.data.load import load_annotations, to_coco
 from af_pipeline.data.sources import read_json
-from af_pipeline.metrics import DETECTION_COLUMNS, Inputs, check_inputs, detection_annotations
+from af_pipeline.metrics import DETECTION_COLUMNS, Inputs, check_inputs
 from af_pipeline.plans import Plan, build_plan
 from af_pipeline.report.rundir import RunDir
 from af_pipeline.settings import IndexConfig
@@ -85,8 +85,12 @@ def read_ground_truth(args: argparse.Namespace) -> dict[str, Any]:
 
 def read_inputs(run: RunDir, ground_truth: dict[str, Any], min_score: float) -> Inputs:
     """The ground truth with the detections of a run from ``min_score`` up, checked."""
-    above = ds.field("score") >= min_score
-    return check_inputs(ground_truth, run.table("detections", DETECTION_COLUMNS, where=above))
+    return check_inputs(ground_truth, read_detections(run, min_score))
+
+
+def read_detections(run: RunDir, min_score: float) -> pa.Table:
+    """DETECTION_COLUMNS of a run's detections from ``min_score`` up."""
+    return run.table("detections", DETECTION_COLUMNS, where=ds.field("score") >= min_score)
 
 
 def where_looked(run: RunDir) -> Looked | str:
@@ -147,13 +151,6 @@ def _chips_by_image(chips: pa.Table) -> dict[str, np.ndarray]:
     parts = np.split(order, np.flatnonzero(np.diff(place[order])) + 1)
     names = ids.dictionary.to_pylist()
     return {names[place[part[0]]]: numbers[part] for part in parts}
-
-
-def coco_results(inputs: Inputs) -> list[dict[str, Any]]:
-    """The detections as COCO's evaluation server takes them, with the ground truth's ids."""
-    keys = ("image_id", "category_id", "bbox", "score")
-    found = detection_annotations(inputs.detections, inputs.image_ids, inputs.category_ids)
-    return [{key: entry[key] for key in keys} for entry in found]
 
 
 def warn(what: str, names: Sequence[str]) -> None:

@@ -8,8 +8,7 @@ from urllib.parse import quote
 
 from af_pipeline.report.page import html_page
 
-_STYLE = """td, th { overflow-wrap: anywhere; }
-figcaption { padding: .35rem 0; } .warning { color: #a02010; font-weight: 600; }
+_STYLE = """figcaption { padding: .35rem 0; } .warning { color: #a02010; font-weight: 600; }
 """
 
 

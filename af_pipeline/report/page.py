@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px;
-       padding: 0 1rem; color: #1c1e22; background: #f6f6f4; }
+       padding: 0 1rem; color: #1c1e22; background: #f6f6f4; overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 0 0 1.5rem; background: #fff; }
 td, th { border: 1px solid #ddd; padding: .25rem .7rem; text-align: left; vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -25,3 +26,8 @@ def html_page(title: str, parts: Iterable[str], style: str = "") -> str:
         "</body></html>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page; what is not valid Unicode, as in names of files, is shown as unknown."""
+    path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")

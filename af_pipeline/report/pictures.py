@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import cv2
@@ -31,6 +32,7 @@ from af_pipeline.report.canvas import (
     put_tag,
 )
 from af_pipeline.report.gallery import Picture, gallery_page
+from af_pipeline.report.page import write_page
 from af_pipeline.report.rundir import RunDir
 
 Boxes = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
@@ -325,10 +327,10 @@ def _num_scales(manifest: Mapping[str, Any]) -> int:
 
 
 def _caption(row: Mapping[str, Any], manifest: Mapping[str, Any], count: int) -> str:
-    mode = _config(manifest).get("mode")
+    mode = shorten(str(_config(manifest).get("mode") or ""), 40, placeholder="...")
     processed, pyramid = row["pixels_processed"], row["pixels_pyramid"]
     share = f" ({processed / pyramid:.1%})" if pyramid else ""
-    size = f"{row['image_id']} ({row['width']} x {row['height']})"
+    size = f"{shorten(row['image_id'], 200, placeholder='...')} ({row['width']} x {row['height']})"
     pixels = f"{processed / 1e6:.2f} of {pyramid / 1e6:.2f} Mpx of the pyramid processed{share}"
     found = f"{count} detection{'' if count == 1 else 's'}"
     return " | ".join([*([f"mode {mode}"] if mode else []), size, found, pixels])
@@ -393,4 +395,4 @@ def _write_page(
         listed,
         num_failed=run.count("images", failed) + unread,
     )
-    (target / "index.html").write_text(page, encoding="utf-8")
+    write_page(page, target / "index.html")

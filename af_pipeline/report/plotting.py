@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredText
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -37,9 +39,18 @@ _GAPS = (16.0, 34.0, 60.0, 90.0)  # from a point to its label, px of the figure
 _LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 4}
 
 
+class _PlainFigure(Figure):
+    """A figure whose texts are what they say: no name in it is a formula."""
+
+    def draw(self, renderer: Any) -> None:
+        for text in self.findobj(Text):
+            text.set_parse_math(False)
+        super().draw(renderer)
+
+
 def new_figure(height: float) -> Figure:
     """An empty figure of the charts' width, ``height`` in inches."""
-    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
+    return _PlainFigure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
 def new_axes(
@@ -121,7 +132,7 @@ def place_labels(figure: Figure, panels: Sequence[tuple[Axes, list[Label]]]) -> 
         taken = _drawn(axes)
         for x, y, text in labels:
             point = axes.transData.transform((x, y))
-            note = axes.annotate(text, (x, y), fontsize=11, zorder=6)
+            note = axes.annotate(text, (x, y), fontsize=11, zorder=6, parse_math=False)
             box = note.get_window_extent()
             note.remove()
             boxes, gaps = _boxes_around(point, (box.width, box.height))

@@ -16,6 +16,7 @@ from af_pipeline.report.charts import (
     draw_speedup_bound,
 )
 from af_pipeline.report.figures_page import Section, accuracy_table, figures_page, html_table
+from af_pipeline.report.page import write_page
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -86,7 +87,7 @@ def write_report(report: TuneReport, folder: Path) -> Path:
     )
     sections.append(Section("Figure 7, over time", [], "accuracy_seconds.png"))
     page = folder / "index.html"
-    page.write_text(figures_page("Tuning of the focus settings", sections))
+    write_page(figures_page("Tuning of the focus settings", sections), page)
     return page
 
 

@@ -188,17 +188,20 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_drivers_actors_and_workers_killed(place: Place) -> None:
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "seeds",
+    [pytest.param([0], marks=pytest.mark.slow), pytest.param([1, 2, 3], marks=pytest.mark.soak)],
+)
+def test_drivers_actors_and_workers_killed(place: Place, seeds: list[int]) -> None:
     expected, _ = undisturbed(place, place.root / "undisturbed")
     kills = []
-    for seed in (0, 1):
+    for seed in seeds:
         campaign = Campaign(place, place.root / f"out{seed}", seed, random.Random(seed), LOCAL)
         verdict = campaign.run(5, expected)
         assert verdict.good, (verdict, campaign.kills)
         kills += campaign.kills
-    assert len(kills) == 10
+    assert len(kills) == 5 * len(seeds)
     assert {kill.what for kill in kills} == set(LOCAL)
     # What is no driver is survived by the driver.
     assert {kill.outcome for kill in kills} == {"survived", "went on"}, kills

@@ -114,5 +114,5 @@ def test_resources_are_asked_for() -> None:
 
 @pytest.mark.parametrize("actors", [0, (0, 2), (3, 2)])
 def test_numbers_of_actors_that_cannot_be(actors: Any) -> None:
-    with pytest.raises(ValueError, match="from 1 up"):
+    with pytest.raises(ValueError, match="from 1 to 10000"):
         config({"actors": actors})

@@ -1,13 +1,16 @@
 """jobs/evaluate.py as a user meets it: its table, its file, and one clear line per bad input."""
 
 import json
+import string
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from af_pipeline.report.coco_export import COCO_CATEGORIES
 from jobs.evaluate import main
 from tests.jobs.evaluating import BOX, assert_refused, evaluate, write_table
 
@@ -112,6 +115,16 @@ def test_detected_classes_without_ground_truth_are_reported(out: Path, truth: Pa
     assert "without a ground-truth category: zebra" in done.stderr
 
 
+def test_a_class_name_is_one_cell(out: Path, truth: Path) -> None:
+    plain, odd = evaluate(out, truth).stdout, "a\nb\x1b[31m\u202e"
+    truth.write_text(truth.read_text().replace('"car"', json.dumps(odd)))
+    done = evaluate(out, truth)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == len(plain.splitlines())
+    assert "a?b?[31m?" in done.stdout
+    assert set(done.stdout) <= set(string.printable) - {"\x1b"}
+
+
 def test_run_without_a_single_detection(out: Path, truth: Path) -> None:
     (out / "detections" / "part-0.parquet").unlink()
     assert evaluate(out, truth).returncode == 0
@@ -201,6 +214,70 @@ def test_exported_detections_score_the_same_in_coco(out: Path, truth: Path, tmp_
     coco_eval.summarize()
     expected = json.loads((out / "metrics.json").read_text())["overall"]
     assert coco_eval.stats[0] == pytest.approx(expected["AP"])
+
+
+TEST_DEV = {  # as image_info_test-dev2017.json, without the licenses
+    "info": {"description": "COCO 2017 Dataset"},
+    "images": [
+        {"license": 3, "file_name": "a.jpg", "height": 480, "width": 640, "id": 397133},
+        {"license": 1, "file_name": "b.jpg", "height": 480, "width": 640, "id": 2},
+    ],
+    "categories": [{"supercategory": "vehicle", "id": 3, "name": "car"}],
+}
+
+
+@pytest.mark.parametrize("left_out", [(), ("categories",), ("info",)])
+@pytest.mark.parametrize("annotations", [{}, {"annotations": []}])
+def test_export_of_a_test_set(
+    out: Path, truth: Path, tmp_path: Path, left_out: tuple[str, ...], annotations: dict[str, Any]
+) -> None:
+    content = {key: value for key, value in TEST_DEV.items() if key not in left_out}
+    truth.write_text(json.dumps(content | annotations))
+    found = {"label": "car", "score": 0.5, **BOX}
+    rows = pq.read_table(out / "detections").to_pylist()
+    strays = [{"image_id": "z.jpg", **found}, {"image_id": "b.jpg", **found, "label": "zebroid"}]
+    write_table(out / "detections", [*rows, *strays, {"image_id": "b.jpg", **found}])
+    target = tmp_path / "results.json"
+    done = evaluate(out, truth, "--export-coco", str(target), "--min-score", "0.1")
+    assert done.returncode == 0, done.stderr
+    box = [10.0, 10.0, 50.0, 50.0]
+    assert json.loads(target.read_text()) == [
+        {"image_id": 397133, "category_id": 3, "bbox": box, "score": 0.9},
+        {"image_id": 2, "category_id": 3, "bbox": box, "score": 0.5},
+    ]
+    assert "2 detections of 2 images written" in done.stdout
+    assert "1 images that the json does not list were left out: z.jpg" in done.stderr
+    assert "without a category were left out: zebroid" in done.stderr
+    assert not (out / "metrics.json").exists()
+    truth.write_text(json.dumps(TEST_DEV))
+    COCO(str(truth)).loadRes(str(target))  # as the server does
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"images": []}, "no 'images'"),
+        ({"images": None}, "no 'images'"),
+        ({"images": [{"file_name": "a.jpg"}]}, "without 'id'"),
+        ({"images": TEST_DEV["images"] * 2}, "more than once"),
+        ({"images": [{"file_name": "c.jpg", "id": 1}]}, "the run has 'a.jpg', the json 'c.jpg'"),
+        ({"categories": [{"name": "bus", "id": 1}]}, "the run has 'car', the json 'bus'"),
+    ],
+)
+def test_a_test_set_that_cannot_be_exported(
+    out: Path, truth: Path, tmp_path: Path, change: dict[str, Any], hint: str
+) -> None:
+    truth.write_text(json.dumps({**TEST_DEV, **change}))
+    assert_refused(evaluate(out, truth, "--export-coco", str(tmp_path / "x.json")), hint)
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_cocos_own_categories() -> None:
+    ids = {category["name"]: category["id"] for category in COCO_CATEGORIES}
+    assert len(ids) == len(COCO_CATEGORIES) == 80
+    known = {"person": 1, "stop sign": 13, "backpack": 27, "wine glass": 46, "dining table": 67}
+    known |= {"toilet": 70, "tv": 72, "book": 84, "toothbrush": 90}
+    assert {name: ids[name] for name in known} == known
 
 
 def test_scores_of_every_class_and_size(out: Path, truth: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from af_pipeline.config import load_config
 from af_pipeline.data.synthetic import write_dataset
 from af_pipeline.guarantee import check_guarantee
-from af_pipeline.model.checkpoint import checkpoint_hash
+from af_pipeline.model.info import checkpoint_hash
 from af_pipeline.settings import IndexConfig
 from jobs.tune import main
 

@@ -26,6 +26,9 @@ from af_pipeline.report.charts import (
     speedup_bound_figure,
 )
 from af_pipeline.report.figures_page import Section, accuracy_table, figures_page, html_table
+from tests.pictures import HOSTILE_NAMES, PAGE_TAGS
+
+PAGE_ATTRIBUTES = {"lang", "charset", "name", "content", "href", "src", "alt", "loading", "class"}
 
 Records = list[dict[str, Any]]
 
@@ -197,10 +200,19 @@ def test_accuracy_cost_names_methods_settings_and_units() -> None:
         accuracy_cost_figure([point("guess", 1e6, 0.1)], "pixels")
 
 
-def test_a_setting_is_no_formula() -> None:
-    records = [point("tiles", 1e6 * i, 0.3, setting=f"$\\wrong{{{i}$ {{x}}") for i in (1, 2)]
-    records += [point("autofocus", 1e6, 0.2, setting="$\\bad{$", chosen=True)]
-    accuracy_cost_figure(records, "pixels").draw_without_rendering()
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda name: ascii(name)[1:20])
+def test_a_name_is_no_formula(name: str, tmp_path: Path) -> None:
+    records = [point("tiles", 1e6 * i, 0.3, setting=f"{i} {name}") for i in (1, 2)]
+    records += [point("autofocus", 1e6, 0.2, setting=name, chosen=True)]
+    draw_accuracy_cost(records, tmp_path / "a.png", "pixels")
+    draw_speedup_bound([], tmp_path / "b.png", [{"name": name, "speed_up": 2.0}])
+    for path in tmp_path.iterdir():
+        assert cv2.imread(str(path)).shape[1] == 1500
+    tags = parsed(
+        figures_page(name, [Section(name, [name], "a.png", html_table([name], [[name]]))])
+    )
+    assert {tag for tag, _ in tags.found} <= PAGE_TAGS
+    assert {key for _, attributes in tags.found for key in attributes} <= PAGE_ATTRIBUTES
 
 
 def test_the_legend_of_a_long_setting_lies_in_the_figure() -> None:

@@ -1,6 +1,7 @@
 """Pictures and gallery of a made-up run; the layout is checked by colours at known places."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from af_pipeline.report.pictures import (
     picture_of_image,
     write_pictures,
 )
+from tests.pictures import HOSTILE_NAMES, PAGE_TAGS
 
 DETECTIONS = pa.schema(
     [
@@ -261,6 +263,31 @@ def test_gallery_holds_the_pictures_the_totals_and_the_failures(out: Path, tmp_p
     assert {"a/<b>&'x.png", "failed.png", "cannot decode <PNG>", "gone.png"} <= set(page.texts)
     assert "<script>" in page.texts
     assert "script" not in page.tags
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda name: ascii(name)[1:20])
+def test_a_name_is_text(tmp_path: Path, name: str) -> None:
+    """Of a class, an image and an error: no markup, no path, no larger than a picture."""
+    photo, out, target = tmp_path / "photo.png", tmp_path / "out", tmp_path / "pages"
+    cv2.imwrite(str(photo), gray())
+    bad = {"status": "error", "error": name, "width": None, "height": None, "num_detections": 0}
+    rows = [image_row(f"{name}.png", str(photo)), image_row(f"{name}/bad", "x", **bad)]
+    write_table(out, "images", rows, IMAGES)
+    box = {"image_id": f"{name}.png", "x0": 9, "y0": 9, "x1": 99, "y1": 99, "score": 0.9}
+    write_table(out, "detections", [{**box, "label": name, "label_id": 0, "scale": 0}], DETECTIONS)
+    odd = "\ud800"  # json can say what no file can hold
+    run = {"config": {"mode": name + odd}, "class_names": [odd, name], "totals": {name: name + odd}}
+    (out / "run.json").write_text(json.dumps(run))
+    (path,) = write_pictures(out, target, max_side=1600)
+    assert re.fullmatch(r"001-[A-Za-z0-9_-]{0,80}\.jpg", path.name)
+    assert sorted(target.iterdir()) == [path, target / "index.html"]
+    assert longest_side(decode_image(path.read_bytes())) < 2500
+    page = Page((target / "index.html").read_text(encoding="utf-8"))
+    assert page.images == [path.name]
+    assert page.tags <= PAGE_TAGS
+    shown = "".join(page.texts)
+    for letters in re.findall(r"[A-Za-z<>()]{3,}", name):
+        assert letters in shown
 
 
 def test_chosen_images_and_an_incomplete_run(out: Path, tmp_path: Path) -> None:
