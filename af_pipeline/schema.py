@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3  # of rows/; a run of another version is not gone on with
 
 DET = pa.struct(
     [
@@ -81,6 +81,7 @@ def _row_schema(chip: pa.DataType, *more: pa.Field) -> pa.Schema:
         [
             pa.field("image_id", pa.string()),
             pa.field("uri", pa.string()),
+            pa.field("version", pa.string()),  # of its bytes as listed; '' = unknown
             pa.field("width", pa.int32()),  # original px; 0 when the image could not be read
             pa.field("height", pa.int32()),
             pa.field("bytes", pa.int64()),  # size of the encoded file
@@ -96,7 +97,7 @@ def _row_schema(chip: pa.DataType, *more: pa.Field) -> pa.Schema:
 # Between stages; candidates are there between two pools of one scale only.
 ROW = _row_schema(CHIP, pa.field("candidates", pa.large_list(CANDIDATE)))
 STORED_ROW = _row_schema(STORED_CHIP)  # rows/*.parquet
-MANIFEST = pa.schema([pa.field("image_id", pa.string()), pa.field("uri", pa.string())])
+MANIFEST = pa.schema([pa.field(name, pa.string()) for name in ("image_id", "uri", "version")])
 
 DETECTIONS = pa.schema(
     [
@@ -111,6 +112,7 @@ IMAGES = pa.schema(
     [
         pa.field("image_id", pa.string()),
         pa.field("uri", pa.string()),
+        pa.field("version", pa.string()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("status", pa.string()),  # 'ok' or 'error'
@@ -233,6 +235,7 @@ class ImageRow:
     chips: list[Chip] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     candidates: list[Candidate] = field(default_factory=list)
+    version: str = ""
 
 
 def rows_to_table(rows: Sequence[ImageRow], stored: bool = False) -> pa.Table:
@@ -240,7 +243,7 @@ def rows_to_table(rows: Sequence[ImageRow], stored: bool = False) -> pa.Table:
     schema = STORED_ROW if stored else ROW
     columns: dict[str, Any] = {
         name: pa.array([getattr(row, name) for row in rows], schema.field(name).type)
-        for name in ("image_id", "uri", "width", "height", "bytes", "error")
+        for name in ("image_id", "uri", "version", "width", "height", "bytes", "error")
     }
     columns["detections"] = _detection_lists([row.detections for row in rows])
     columns["chips"] = _chip_lists([row.chips for row in rows], stored)
@@ -318,7 +321,8 @@ def _pixels(crops: Sequence[NDArray[np.uint8] | None]) -> pa.Array:
 
 def table_to_rows(table: pa.Table) -> list[ImageRow]:
     """A table of `ROW` or `STORED_ROW` -> rows; chip pixels are views of the table's buffers."""
-    plain = {n: table[n].to_pylist() for n in ("image_id", "uri", "width", "height", "bytes")}
+    names = ("image_id", "uri", "version", "width", "height", "bytes")
+    plain = {name: table[name].to_pylist() for name in names}
     errors, ledgers = table["error"].to_pylist(), table["ledger"].to_pylist()
     detections = _split_detections(table["detections"])
     chips = _split_chips(table["chips"])

@@ -172,6 +172,11 @@ class OutputConfig(Section):
     redo_errors: bool = Field(
         False, description="on a rerun, try the images again that ended as error rows"
     )
+    redo_changed: bool = Field(
+        True,
+        description="on a rerun, do images again whose size, ETag or time of change is another "
+        "than when they were done",
+    )
     images_per_file: Count = Field(
         0, ge=0, description="rows of one rows/*.parquet, lost with a kill; 0: by the total"
     )

@@ -34,6 +34,7 @@ def images_table(rows: Sequence[ImageRow], run_id: str) -> pa.Table:
         {
             "image_id": row.image_id,
             "uri": row.uri,
+            "version": row.version,
             "width": row.width,
             "height": row.height,
             "status": "error" if row.error else "ok",

@@ -33,6 +33,7 @@ from af_pipeline.config import dump_config
 from af_pipeline.dist.stages import DetectorSource
 from tests.dist.planted import (
     CLASS_NAMES,
+    CLOCKS,
     SCENE,
     SMALL,
     FakeDetector,
@@ -45,7 +46,6 @@ from tests.dist.planted import (
 ROOT = Path(__file__).parents[1]
 DRIVER = "import sys; from benchmarks.local_cluster import drive; sys.exit(drive(sys.argv[1:]))"
 PATIENCE_S = 300  # for what takes seconds where the cores are free
-CLOCKS = ("decode_ms", "forward_ms")
 
 
 class StandIn(FakeDetector):

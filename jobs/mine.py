@@ -28,13 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(error, 2)
     from af_pipeline.dist.account import summary
     from af_pipeline.dist.mining import mine
+    from af_pipeline.dist.passes import GraphError
     from af_pipeline.dist.session import ray_session
     from af_pipeline.dist.trainer import TrainError
 
     try:
         with ray_session(config.mining.ray.address, dashboard=not arguments.checkpoint):
             mined = mine(config, arguments.output, arguments.checkpoint)
-    except TrainError as error:
+    except (TrainError, GraphError) as error:
         return complain(error, 1)
     except (ValueError, OSError) as error:
         return complain(error, 2)

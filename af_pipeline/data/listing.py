@@ -7,7 +7,7 @@ from itertools import chain
 
 import pyarrow as pa
 
-from af_pipeline.data.manifest import SourceImage, image_tables
+from af_pipeline.data.manifest import SourceImage, image_tables, local_version
 from af_pipeline.data.patterns import Pattern, parse_pattern
 from af_pipeline.data.sources import IMAGE_SUFFIXES, images_of, list_coco, list_pattern
 from af_pipeline.data.storage import (
@@ -25,7 +25,8 @@ from af_pipeline.data.storage import (
 from af_pipeline.data.tar import SUFFIX, list_tars, refuse_compressed
 from af_pipeline.data.uri_tables import ID_COLUMN, SUFFIXES, Columns, read_uri_tables
 from af_pipeline.data.voc import is_image_set, load_voc
-from af_pipeline.data.walk import Listing, list_files
+from af_pipeline.data.walk import File, Listing, list_files
+from af_pipeline.schema import MANIFEST
 
 POSSIBLE = (
     "a folder of images, a pattern such as photos/**/*.jpg, a COCO .json, a VOC image set "
@@ -42,7 +43,7 @@ def list_tables(
     id_column: str = ID_COLUMN,
     uri_column: str = "uri",
 ) -> Iterator[pa.Table]:
-    """The images of a source as tables with columns image_id and uri, string both.
+    """The images of a source as tables of `MANIFEST`.
 
     Those of Parquet and CSV have the other columns of the file behind, typed as they are. What
     the URI may be: `POSSIBLE`. Ids are unique, except for Parquet and CSV, where that is checked
@@ -86,8 +87,7 @@ def list_images(
 
 
 def _images(table: pa.Table) -> Iterator[SourceImage]:
-    pairs = zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True)
-    return (SourceImage(*pair) for pair in pairs)
+    return (SourceImage(**record) for record in table.select(MANIFEST.names).to_pylist())
 
 
 def _open(uri: str, columns: Columns, storage: Storage) -> Iterator[SourceImage] | list[str]:
@@ -131,7 +131,7 @@ def _files(uri: str, pattern: Pattern | None, storage: Storage) -> list[tuple[st
             raise SourceError(f"{redact(uri)} gives one name twice")
         return [(name, root.uri(name)) for name in names]
     listing = list_files(pattern.root, storage, pattern.stem, pattern.leads)
-    found = [(name, listing.uri(name)) for name in listing.names if pattern.matches(name)]
+    found = [(n, listing.uri(n)) for n, _ in listing.files if pattern.matches(n)]
     if not found:
         raise MissingSourceError(f"there is nothing at {redact(uri)}: check the path")
     return found
@@ -149,17 +149,17 @@ def _open_folder(
         if not is_folder(uri, storage) and exists(uri, storage):
             raise _unknown(uri) from None
         raise
-    ahead: list[str] = []
-    for name in listing.names:
-        ahead.append(name)
-        if not _may_stand_for_images(name):
+    ahead: list[File] = []
+    for file in listing.files:
+        ahead.append(file)
+        if not _may_stand_for_images(file.name):
             break
     else:
-        files = [name for name in ahead if name.lower().endswith((SUFFIX, *SUFFIXES))]
+        files = [name for name, _ in ahead if name.lower().endswith((SUFFIX, *SUFFIXES))]
         if files:
             return _open_only(uri, images, [(n, listing.uri(n)) for n in files], storage)
     _refuse_images(uri, images)
-    return images_of(Listing(listing.root, chain(ahead, listing.names)), uri)
+    return images_of(Listing(listing.root, chain(ahead, listing.files)), uri)
 
 
 def _may_stand_for_images(name: str) -> bool:
@@ -190,7 +190,7 @@ def _list_voc(uri: str, images: str | None) -> Iterator[SourceImage]:
         dataset = load_voc(uri, images, on_broken="drop")
     except ValueError as error:
         raise SourceError(str(error)) from error
-    return (SourceImage(image.image_id, image.uri) for image in dataset.images)
+    return (SourceImage(i.image_id, i.uri, local_version(i.uri)) for i in dataset.images)
 
 
 def _refuse_images(uri: str, images: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The list of images of a run: tables of image_id and uri, streamed into one Parquet file."""
+"""The list of images of a run: tables of `MANIFEST`, streamed into one Parquet file."""
 
 from __future__ import annotations
 
@@ -22,10 +22,25 @@ _CHECK_THREADS = 2  # each takes its share of the memory
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One image to be read: its name within the collection and where its bytes are."""
+    """One image to be read: its name within the collection and where its bytes are.
+
+    ``version`` changes with the bytes: their size and ETag or time of change; "": unknown.
+    """
 
     image_id: str
     uri: str
+    version: str = ""
+
+
+def local_version(uri: str) -> str:
+    """Size and time of the last change, ns, of a local file; "" for any other: that would cost a
+    request an image."""
+    try:
+        # Path keeps each name: interned.
+        stat = None if "://" in uri else os.stat(uri)  # noqa: PTH116
+    except (OSError, ValueError):  # reading it will say why
+        return ""
+    return f"{stat.st_size}-{stat.st_mtime_ns}" if stat else ""
 
 
 def image_tables(images: Iterable[SourceImage], rows: int = GROUP_ROWS) -> Iterator[pa.Table]:
@@ -52,7 +67,7 @@ def write_tables(tables: Iterable[pa.Table], path: Path, rows: int = GROUP_ROWS)
     The file appears under its name only when complete and checked; parent folders are made.
 
     Args:
-        tables: with columns image_id, uri and any others, as `list_tables` gives them.
+        tables: with the columns of `MANIFEST` and any others, as `list_tables` gives them.
         path: where to; local.
         rows: rows of a row group at most.
 
@@ -113,7 +128,7 @@ def check_unique(path: Path) -> None:
 
 
 def _table(group: list[SourceImage]) -> pa.Table:
-    columns = {"image_id": [i.image_id for i in group], "uri": [i.uri for i in group]}
+    columns = {name: [getattr(image, name) for image in group] for name in MANIFEST.names}
     try:
         return pa.table(columns, schema=MANIFEST)
     except UnicodeEncodeError as error:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from af_pipeline.data.manifest import SourceImage
+from af_pipeline.data.manifest import SourceImage, local_version
 from af_pipeline.data.patterns import Pattern
 from af_pipeline.data.storage import (
     LOCAL,
@@ -23,7 +23,7 @@ from af_pipeline.data.storage import (
     read_bytes,
     redact,
 )
-from af_pipeline.data.walk import Listing, list_files
+from af_pipeline.data.walk import File, Listing, list_files
 
 IMAGE_SUFFIXES: tuple[str, ...] = (
     ".jpg",
@@ -66,10 +66,10 @@ def list_pattern(pattern: Pattern, uri: str, storage: Storage = LOCAL) -> Iterat
         names = tuple(pattern.names)
         if len(set(names)) < len(names):
             raise SourceError(f"{redact(uri)} gives one name twice")
-        return images_of(Listing(pattern.root, iter(names)), uri)
+        return images_of(Listing(pattern.root, map(File, names)), uri)
     listing = list_files(pattern.root, storage, pattern.stem, pattern.leads)
-    names_meant = (name for name in listing.names if pattern.matches(name))
-    return images_of(Listing(listing.root, names_meant), uri)
+    meant = (file for file in listing.files if pattern.matches(file.name))
+    return images_of(Listing(listing.root, meant), uri)
 
 
 def images_of(listing: Listing, root: str) -> Iterator[SourceImage]:
@@ -79,14 +79,15 @@ def images_of(listing: Listing, root: str) -> Iterator[SourceImage]:
         SourceError: one name twice in a row, or no image, while iterating.
     """
     previous: str | None = None
-    for name in listing.names:
+    for name, version in listing.files:
         if not name.lower().endswith(IMAGE_SUFFIXES):
             continue
         # Names come in order, so twins stand side by side: no set of all ids needed.
         if name == previous:
             raise SourceError(f"{redact(root)} holds two images with the id {name!r}: rename one")
         previous = name
-        yield SourceImage(name, listing.uri(name))
+        uri = listing.uri(name)
+        yield SourceImage(name, uri, version or local_version(uri))
     if previous is None:
         raise SourceError(
             f"no image found under {redact(root)}: looked for {', '.join(IMAGE_SUFFIXES)} "
@@ -123,7 +124,7 @@ def list_coco(
             )
         seen.add(name)
     return (
-        SourceImage(name, uri)
+        SourceImage(name, uri, local_version(uri))
         for name, uri in zip(names, locate_images(names, path, images, storage), strict=True)
     )
 
@@ -157,7 +158,11 @@ def read_json(path: str, storage: Storage = LOCAL) -> dict[str, Any]:
     Raises:
         SourceError: it cannot be read, is not JSON, or holds something else.
     """
-    data = read_bytes(path, storage)
+    return json_object(read_bytes(path, storage), path)
+
+
+def json_object(data: bytes, path: str) -> dict[str, Any]:
+    """The object that the JSON ``data`` of the file at ``path`` holds; errors as `read_json`."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -70,7 +70,7 @@ def list_tar(
         if path in images:
             raise SourceError(f"{redact(uri)} holds {path} twice: make the names unique")
         part = range_uri(uri, member.offset_data, member.size)
-        images[path] = SourceImage(f"{name}/{path}", part)
+        images[path] = SourceImage(f"{name}/{path}", part, f"{member.size}-{member.mtime}")
     return list(images.values())
 
 

@@ -20,7 +20,7 @@ from af_pipeline.data.storage import (
     parent,
     redact,
 )
-from af_pipeline.schema import IMAGES
+from af_pipeline.schema import IMAGES, MANIFEST
 
 SUFFIXES = (".parquet", ".csv")
 ID_COLUMN = "image_id"
@@ -33,6 +33,7 @@ _QUERY = (
     r"(?is)^(?:([^?]*https?://[^?]*)\?.*?|([^?]*://[^?]*)\?[^/=]*=.*?)"
     r"(#offset=\d+&size=\d+)?$"
 )
+_VERSION = "version"
 _TAKEN = {name.casefold() for name in (ID_COLUMN, "uri", "file_row_number", *IMAGES.names)}
 _HELP = "rename or drop them"
 
@@ -49,8 +50,10 @@ class Columns:
 def read_uri_tables(
     files: Sequence[str], columns: Columns | None = None, storage: Storage = LOCAL
 ) -> Iterator[pa.Table]:
-    """The rows of Parquet or CSV files in order: image_id, uri and all other columns as they are.
+    """The rows of Parquet or CSV files in order: `MANIFEST` and all other columns as they are.
 
+    A column ``version`` is taken as that of the bytes, which no one asks for here: for millions of
+    files that would be as many requests.
     Without a column of the default name ``image_id`` the URI itself is the id, without its query,
     which may be a signature. Relative URIs are below ``columns.images``, else below the file's
     folder. Whether ids are unique is checked where the tables are written.
@@ -109,9 +112,9 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
 def _csv_batches(
     source: Any, columns: Columns, schema: pa.Schema | None
 ) -> Iterator[pa.RecordBatch]:
-    types = {columns.image_id: pa.string(), columns.uri: pa.string()}
+    types = {name: pa.string() for name in (columns.image_id, columns.uri, _VERSION)}
     for field in schema or ():
-        if field.name not in (ID_COLUMN, "uri"):
+        if field.name not in MANIFEST.names:
             types[field.name] = field.type
     reader = pcsv.open_csv(
         source,
@@ -131,10 +134,17 @@ def _normalised(table: pa.Table, file: str, start: int, folder: str, columns: Co
     _check_secrets(uri, file, start)
     below = f"{folder.rstrip('/')}/"
     uri = pc.if_else(_absolute(uri), uri, pc.binary_join_element_wise(below, uri, ""))
-    extras = [n for n in table.schema.names if n not in (columns.image_id, columns.uri)]
-    fields = [pa.field(ID_COLUMN, pa.string()), pa.field("uri", pa.string())]
-    schema = pa.schema([*fields, *(table.schema.field(name) for name in extras)])
-    return pa.table([image_id, uri, *(table[name] for name in extras)], schema=schema)
+    version = pa.nulls(table.num_rows, pa.string())
+    if _VERSION in table.schema.names:
+        version = _as_text(table, _VERSION, file)
+    own = [image_id, uri, pc.fill_null(version, "")]
+    extras = [n for n in table.schema.names if n not in _own_names(columns)]
+    schema = pa.schema([*MANIFEST, *(table.schema.field(name) for name in extras)])
+    return pa.table([*own, *(table[name] for name in extras)], schema=schema)
+
+
+def _own_names(columns: Columns) -> tuple[str, ...]:
+    return (columns.image_id, columns.uri, _VERSION)
 
 
 def _check_columns(names: list[str], file: str, columns: Columns) -> None:
@@ -150,7 +160,7 @@ def _check_columns(names: list[str], file: str, columns: Columns) -> None:
             f"{place} has no column {missing[0]!r}, only {', '.join(names) or 'none'}: name the "
             "columns of ids and URIs with source.id_column and source.uri_column"
         )
-    extras = [name for name in names if name not in (columns.image_id, columns.uri)]
+    extras = [name for name in names if name not in _own_names(columns)]
     if "" in extras:
         raise SourceError(
             f"{place}: column {names.index('')}, counted from 0, has no name: rename or drop it"
@@ -190,6 +200,14 @@ def _ids(uri: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
 
 def _text(table: pa.Table, name: str, file: str, start: int) -> pa.ChunkedArray:
     """A column as strings, none of them empty."""
+    column = _as_text(table, name, file)
+    empty = pc.index(pc.equal(pc.fill_null(column, ""), ""), True).as_py()
+    if empty >= 0:
+        raise SourceError(f"{redact(file)} row {start + empty}, counted from 0, has no {name!r}")
+    return column
+
+
+def _as_text(table: pa.Table, name: str, file: str) -> pa.ChunkedArray:
     column = table[name]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -197,11 +215,7 @@ def _text(table: pa.Table, name: str, file: str, start: int) -> pa.ChunkedArray:
         raise SourceError(
             f"{redact(file)}: column {name!r} holds {kind}, expected text or whole numbers"
         )
-    column = column.cast(pa.string())
-    empty = pc.index(pc.equal(pc.fill_null(column, ""), ""), True).as_py()
-    if empty >= 0:
-        raise SourceError(f"{redact(file)} row {start + empty}, counted from 0, has no {name!r}")
-    return column
+    return column.cast(pa.string())
 
 
 def _like(table: pa.Table, schema: pa.Schema | None, file: str, first: str) -> pa.Table:

@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -30,12 +30,20 @@ from af_pipeline.data.storage import (
 _PAGE = 1000  # S3's own limit
 
 
+class File(NamedTuple):
+    """``name``: path below the listed folder; ``version``: size and ETag where the listing has
+    them at no cost, which is on S3."""
+
+    name: str
+    version: str = ""
+
+
 @dataclass(frozen=True)
 class Listing:
-    """Files below a folder: its absolute path or URL, and their names relative to it, once."""
+    """Files below a folder, its absolute path or URL, to be gone through once."""
 
     root: str
-    names: Iterator[str]
+    files: Iterator[File]
 
     def uri(self, name: str) -> str:
         """Where a file is."""
@@ -65,7 +73,7 @@ def list_files(
     system, path = filesystem(root, storage)
     if "s3" in system.protocol:
         base = path.strip("/")
-        return Listing(f"s3://{base}", _s3_names(base, stem, root, storage))
+        return Listing(f"s3://{base}", _s3_files(base, stem, root, storage))
     try:
         info = system.info(path)
     except Exception as error:
@@ -76,7 +84,7 @@ def list_files(
     entries = _local_entries if is_local(system) else _entries_of(system)
     trail = frozenset({os.path.realpath(base or "/")})
     names = _walk(entries, base, "", leads or _everywhere, trail, is_local(system))
-    return Listing(full_uri(system, base) or "/", names)
+    return Listing(full_uri(system, base) or "/", map(File, names))
 
 
 def _everywhere(folder: str) -> bool:
@@ -134,8 +142,8 @@ def _entries_of(system: fsspec.AbstractFileSystem) -> Callable[[str], list[str]]
 # S3
 
 
-def _s3_names(base: str, stem: str, root: str, storage: Storage) -> Iterator[str]:
-    """Names below bucket/folder; the first page is asked for at once."""
+def _s3_files(base: str, stem: str, root: str, storage: Storage) -> Iterator[File]:
+    """Files below bucket/folder; the first page is asked for at once."""
     bucket, _, folder = base.partition("/")
     above = f"{folder}/" if folder else ""
     client = _s3_client(storage, root)
@@ -143,8 +151,10 @@ def _s3_names(base: str, stem: str, root: str, storage: Storage) -> Iterator[str
     first = next(pages)
     if not first and above and not stem:
         raise _nothing_below(client, bucket, folder, root)
-    names = (key[len(above) :] for page in chain([first], pages) for key in page)
-    return (name for name in names if _is_visible(name))
+    files = (
+        File(key[len(above) :], version) for page in chain([first], pages) for key, version in page
+    )
+    return (file for file in files if _is_visible(file.name))
 
 
 def _is_visible(name: str) -> bool:
@@ -152,15 +162,20 @@ def _is_visible(name: str) -> bool:
     return not name.endswith("/") and not name.startswith(".") and "/." not in name and bool(name)
 
 
-def _s3_pages(client: Any, bucket: str, prefix: str, root: str) -> Iterator[list[str]]:
+def _s3_pages(client: Any, bucket: str, prefix: str, root: str) -> Iterator[list[File]]:
     pages = client.get_paginator("list_objects_v2").paginate(
         Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": _PAGE}
     )
     try:
         for page in pages:
-            yield [item["Key"] for item in page.get("Contents", ())]
+            yield [File(item["Key"], _s3_version(item)) for item in page.get("Contents", ())]
     except Exception as error:
         raise _s3_error(root, error) from None
+
+
+def _s3_version(item: dict[str, Any]) -> str:
+    tag = item.get("ETag", "").strip('"')
+    return f"{item.get('Size')}-{tag}" if tag else ""
 
 
 def _nothing_below(client: Any, bucket: str, key: str, root: str) -> SourceError:

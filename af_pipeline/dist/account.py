@@ -11,7 +11,7 @@ from typing import Any
 from af_pipeline.config import config_hash, dump_config
 from af_pipeline.dist.publish import Totals
 from af_pipeline.dist.run_budget import Floor
-from af_pipeline.dist.sink import RUN_FILE, RunFolder
+from af_pipeline.dist.sink import DAMAGED, RUN_FILE, RunFolder
 from af_pipeline.guarantee import NOT_IN_ROWS, guarantee_record
 from af_pipeline.plans import Plan
 from af_pipeline.settings import IndexConfig
@@ -87,6 +87,7 @@ def write_run(
             "libraries": {"python": platform.python_version()} | _versions(),
             "totals": asdict(outcome.totals),
             "skipped": outcome.skipped,
+            "damaged": [path.rpartition("/")[2] for path in folder.parts(DAMAGED)],
             "wall_seconds": round(outcome.seconds, 3),
             "stages": outcome.stages,
             "budget": outcome.budget,

@@ -16,6 +16,7 @@ from ray.exceptions import (
 )
 
 from af_pipeline.data.storage import redact
+from af_pipeline.dist.sink import OutputLostError
 
 DEATHS = (NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -53,6 +54,11 @@ class Causes(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, OutputLostError):
+            # Into Ray's loop, which then ends the graph: the rest would be in vain. Ray puts advice
+            # of its own below the message.
+            raise OutputLostError(str(cause).splitlines()[0])
         reason = reason_in(str(error) or type(error).__name__)
         if is_death(error):
             self.death = reason

@@ -42,8 +42,8 @@ def sample_images(manifest: Path, images: int, count: int = SAMPLE) -> pa.Table:
     numbers = ", ".join(str(number) for number in chosen)
     with duckdb.connect() as connection:
         found = connection.sql(
-            f"SELECT image_id, uri FROM {scan(manifest)} WHERE file_row_number IN ({numbers}) "
-            "ORDER BY file_row_number"
+            f"SELECT {', '.join(MANIFEST.names)} FROM {scan(manifest)} "
+            f"WHERE file_row_number IN ({numbers}) ORDER BY file_row_number"
         )
         return found.to_arrow_table().cast(MANIFEST)
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.data
 from pyarrow import fs
-from ray.data import ActorPoolStrategy, DataContext, Dataset, SaveMode
-from ray.data.datasource import FilenameProvider
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data.datasource import Datasink
 
 from af_pipeline.dist.pools import PoolPlan, stage_plan
 from af_pipeline.dist.sink import RunFolder
@@ -31,16 +32,22 @@ STACKED_BY_ONE = 8  # detecting actors that one stacking actor keeps up with
 FAULTS: dict[str, Any] = {"max_task_retries": 1, "max_restarts": -1}
 
 
-class PartNames(FilenameProvider):
-    """Names of the parts of rows/: the run they belong to comes first."""
+class RowSink(Datasink[None]):
+    """Writes finished rows as parts of rows/; a task that is tried again writes the same part."""
 
-    def __init__(self, run_id: str) -> None:
-        super().__init__(file_format="parquet")
-        self.run_id = run_id
+    def __init__(self, folder: RunFolder, rows_per_part: int) -> None:
+        self.folder, self.rows_per_part = folder, rows_per_part
 
-    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-        """As Ray asks; a task that is tried again writes the same file."""
-        return f"{self.run_id}_{write_uuid}_{task_index:06}.parquet"
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
+        """As Ray asks: what one task writes is one part."""
+        tables = [block for block in blocks if block.num_rows]
+        if tables:
+            self.folder.write_part(pa.concat_tables(tables))
+
+    @property
+    def min_rows_per_write(self) -> int:
+        """Rows that a task gets, but for the last."""
+        return self.rows_per_part
 
 
 def set_context(config: IndexConfig) -> None:
@@ -145,13 +152,8 @@ def run_graph(rows: Dataset, folder: RunFolder, images_per_file: int, task_cpus:
     Few write at a time: a burst would start a process of 110 MB for each of its tasks.
     """
     writers = max(2, int(ray.cluster_resources().get("CPU", 0)) // CPUS_PER_WRITER)
-    rows.write_parquet(
-        folder.path("rows"),
-        filesystem=folder.arrow,
-        filename_provider=PartNames(folder.run_id),
-        try_create_dir=False,
-        mode=SaveMode.APPEND,
-        min_rows_per_file=images_per_file,
+    rows.write_datasink(
+        RowSink(folder, images_per_file),
         concurrency=writers,
         ray_remote_args={"num_cpus": task_cpus},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import ray
@@ -17,7 +18,7 @@ from af_pipeline.data.storage import storage_of
 from af_pipeline.dist.account import NOT_IDENTITY, Outcome, budget_record, write_run
 from af_pipeline.dist.detector_source import detector_from_config
 from af_pipeline.dist.dry_run import costs, describe, estimate_seconds, run_sample, sample_images
-from af_pipeline.dist.passes import Passes
+from af_pipeline.dist.passes import GraphError, Passes
 from af_pipeline.dist.pools import plan_pools
 from af_pipeline.dist.publish import publish
 from af_pipeline.dist.run_budget import (
@@ -30,9 +31,9 @@ from af_pipeline.dist.run_budget import (
 )
 from af_pipeline.dist.sink import OutputError, RunFolder, reaching
 from af_pipeline.dist.stages import DetectorSource, StageSettings
-from af_pipeline.dist.todo import parts_of
 from af_pipeline.guarantee import check_guarantee
 from af_pipeline.plans import build_plan
+from af_pipeline.schema import SCHEMA_VERSION
 from af_pipeline.settings import IndexConfig
 
 
@@ -59,6 +60,7 @@ def index(
     folder = RunFolder.at(config.output.uri, storage_of(config.output.storage), run_id)
     identity = {
         "job": "index",
+        "schema": SCHEMA_VERSION,
         "config": dump_without(config, NOT_IDENTITY),
         "detector": detector.identity,
         "class_names": list(detector.class_names),
@@ -71,25 +73,28 @@ def index(
     with reaching(folder.uri):
         floor = stored_floor(folder, identity)
         folder.check(with_floor(identity, floor), config.output.on_conflict)
-    with tempfile.TemporaryDirectory(prefix="af_pipeline-") as scratch, reaching(folder.uri):
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="af_pipeline-"))
+        stack.enter_context(reaching(folder.uri))
         manifest = Path(scratch) / "manifest.parquet"
         # A source without images is told before the output is touched.
         listed = list_source(config, images, manifest)
         if floor is None and has_run_budget(config, plan):
             floor = planned_floor(config, manifest, listed, settings, pools)
         identity, settings = with_floor(identity, floor), floored(settings, floor)
-        folder.open(identity, config.output.on_conflict)
+        folder = folder.open(identity, config.output.on_conflict)
+        stack.enter_context(reaching(folder.uri, GraphError))  # from here on the run has begun
         folder.write_file("manifest.parquet", manifest)
         run = Passes(config, folder, manifest, settings, pools, console)
         skipped, stages = run.execute()
         chips = config.output.chips
-        totals = publish(folder, parts_of(folder, run.done), detector.class_names, chips, manifest)
+        totals = publish(folder, run.done.parts, detector.class_names, chips, manifest)
         seconds = time.perf_counter() - began
         budget = budget_record(config, plan, floor, totals)
         outcome = Outcome(folder.uri, totals, skipped, seconds, stages, budget)
-        run.check_owner()
+        folder.check_owner()
         write_run(config, folder, outcome, identity)
-        run.release()
+        folder.release()
     return outcome
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import secrets
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -19,7 +18,7 @@ from af_pipeline.dist.causes import Causes, is_death, reason_in
 from af_pipeline.dist.graph import build_graph, run_graph, set_context, stage_names
 from af_pipeline.dist.pools import PoolPlan
 from af_pipeline.dist.progress import shown_progress
-from af_pipeline.dist.sink import OutputError, RunFolder
+from af_pipeline.dist.sink import DAMAGED, RunFolder
 from af_pipeline.dist.stacking_stage import fail
 from af_pipeline.dist.stages import StageSettings
 from af_pipeline.dist.todo import PART_ROWS, Todo, left_to_do, settle, write_todo
@@ -29,8 +28,12 @@ from af_pipeline.settings import IndexConfig
 BLOCKS_PER_GRAPH = 20_000
 FEW = 64  # so many lost images are done one by one at once
 BARREN = 3  # passes in a row that may come to nothing: nodes die without fault of an image
-OWNER_FILE = "owner.json"
 STOPPED = "the graph stopped: {}; run the same command again to go on from here"
+PUT_ASIDE = "{} damaged parts of rows/ were put aside in {}; their images are done again"
+CHANGED = (
+    "{} images have changed since they were done and are done again "
+    "(--set output.redo_changed=false keeps their rows)"
+)
 DIED = "its worker process died each time it was tried (crash or out of memory)"
 
 
@@ -40,7 +43,7 @@ class GraphError(RuntimeError):
 
 @dataclass
 class Passes:
-    """One start of a run. ``done``: the list of finished images after `execute`."""
+    """One start of a run. ``done``: the finished images after `execute`."""
 
     config: IndexConfig
     folder: RunFolder
@@ -56,11 +59,12 @@ class Passes:
         the cluster has not noticed that a node died, so are the blocks that come to its actors.
         Such images run once more: together where they are many, then each alone, so that the
         culprits are known, which become error rows, and no others. Raises GraphError where nothing
-        gets through, OutputError where another start has taken the folder.
+        gets through, OutputLostError where another start has taken the folder, or it cannot be
+        written to any more.
         """
-        self.claim()
         listed = pq.read_metadata(self.manifest).num_rows
-        todo = self._todo(redo_errors=self.config.output.redo_errors)
+        output = self.config.output
+        todo = self._todo(output.redo_errors, output.redo_changed)
         skipped = listed - todo.images
         if skipped:
             self.console.print(f"resuming: {skipped} of {listed} images are done")
@@ -83,30 +87,15 @@ class Passes:
         self.folder.remove("todo")
         return skipped, stages
 
-    def claim(self) -> None:
-        """Take the folder: an earlier start that still runs stops at its next `check_owner`."""
-        self.token = secrets.token_hex(8)
-        self.folder.write_json(OWNER_FILE, {"start": self.token})
-
-    def check_owner(self) -> None:
-        """Raise OutputError if another start has taken the folder since this one began."""
-        there = self.folder.exists(OWNER_FILE)
-        if not there or self.folder.read_json(OWNER_FILE).get("start") != self.token:
-            raise OutputError(
-                f"another start of this job has taken {self.folder.uri}: let it finish; stop the "
-                "one before starting another"
-            )
-
-    def release(self) -> None:
-        """Leave the folder."""
-        self.check_owner()
-        self.folder.remove(OWNER_FILE)
-
-    def _todo(self, redo_errors: bool = False) -> Todo:
-        self.check_owner()
-        scratch = self.manifest.parent
-        self.done = settle(self.folder, scratch, redo_errors)
-        return write_todo(self.folder, self.manifest, self.done, scratch)
+    def _todo(self, redo_errors: bool = False, redo_changed: bool = False) -> Todo:
+        self.folder.check_owner()
+        self.done = settle(self.folder, self.manifest, redo_errors, redo_changed)
+        if self.done.damaged:
+            aside = f"{self.folder.uri}/{DAMAGED}"
+            self.console.print(PUT_ASIDE.format(self.done.damaged, aside), soft_wrap=True)
+        if self.done.changed:
+            self.console.print(CHANGED.format(self.done.changed), soft_wrap=True)
+        return write_todo(self.folder, self.manifest, self.done)
 
     def _pass(self, todo: Todo, alone: bool) -> tuple[list[dict[str, Any]], Causes]:
         config, folder = self.config, self.folder
@@ -138,12 +127,10 @@ class Passes:
 
     def _write_errors(self, guilty: Collection[str]) -> None:
         """Write error rows for those of ``guilty`` that are not done."""
-        self.check_owner()
-        scratch = self.manifest.parent
-        done = settle(self.folder, scratch)
-        for table in left_to_do(self.manifest, done, scratch):
-            pairs = zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True)
-            lost = [_lost_row(*pair) for pair in pairs if pair[0] in guilty]
+        self.folder.check_owner()
+        done = settle(self.folder, self.manifest)
+        for table in left_to_do(self.manifest, done):
+            lost = [_lost_row(r) for r in table.to_pylist() if r["image_id"] in guilty]
             if lost:
                 self.folder.append_rows(lost)
 
@@ -162,7 +149,7 @@ def _images_per_file(images: int) -> int:
     return min(1_024, max(1, images // 2_000))
 
 
-def _lost_row(image_id: str, uri: str) -> ImageRow:
-    row = ImageRow(image_id, uri)
+def _lost_row(record: dict[str, Any]) -> ImageRow:
+    row = ImageRow(**record)
     fail(row, DIED)
     return row

@@ -43,7 +43,7 @@ class Totals:
 
 
 class TableWriter:
-    """Writes one table of the run in parts; earlier parts are removed when all are in place.
+    """Writes one table of the run in parts; all others are removed when these are in place.
 
     A part appears under its name only when complete: on a file system by renaming, on an object
     store because an upload does. Until run.json is there, parts of two publications may be.
@@ -51,7 +51,6 @@ class TableWriter:
 
     def __init__(self, folder: RunFolder, name: str, schema: pa.Schema, stamp: str) -> None:
         self.folder, self.name, self.schema, self.stamp = folder, name, schema, stamp
-        self.before = folder.parts(name)
         self.written: list[str] = []
         self.writer: pq.ParquetWriter | None = None
         folder.make_directory(name)
@@ -63,7 +62,12 @@ class TableWriter:
                 self.name, f"part-{self.stamp}-{len(self.written):05d}.parquet"
             )
             self.target = f"{self.path}{PARTIAL}" if is_local(self.folder.system) else self.path
-            self.writer = pq.ParquetWriter(self.target, self.schema, filesystem=self.folder.arrow)
+            self.writer = pq.ParquetWriter(
+                self.target,
+                self.schema,
+                filesystem=self.folder.arrow,
+                write_page_checksum=True,
+            )
         self.writer.write_table(table)
 
     def end_part(self) -> None:
@@ -72,16 +76,17 @@ class TableWriter:
             return
         self.writer.close()
         self.writer = None
+        self.folder.check_owner()
         if self.target != self.path:
             Path(self.target).replace(self.path)
         self.written.append(self.path)
 
     def close(self) -> None:
-        """End the last part, an empty one if there was none; remove those of earlier times."""
+        """End the last part, an empty one if there was none; remove those of other times."""
         if not self.written and self.writer is None:
             self.write(self.schema.empty_table())
         self.end_part()
-        for path in self.before:
+        for path in set(self.folder.parts(self.name)) - set(self.written):
             self.folder.system.rm_file(path)
 
 
@@ -106,6 +111,7 @@ def publish(
         if extra:
             # Joined with the manifest at the end, in one go.
             images = RunFolder.at(str(manifest.parent / "published"))
+            Path(images.root).mkdir()
             stack.callback(images.remove, "images")
         plain = TableWriter(images, "images", IMAGES, stamp)
         writers = [writer for writer in (detections, found, plain) if writer is not None]

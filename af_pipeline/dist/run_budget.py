@@ -23,7 +23,7 @@ from af_pipeline.dist.causes import reason_in
 from af_pipeline.dist.dry_run import sample_images
 from af_pipeline.dist.passes import STOPPED, GraphError
 from af_pipeline.dist.pools import PoolPlan, stage_plan
-from af_pipeline.dist.sink import PLAN_FILE, RunFolder
+from af_pipeline.dist.sink import RunFolder
 from af_pipeline.dist.stacking_stage import fail
 from af_pipeline.dist.stages import CoarseStage, StageSettings
 from af_pipeline.plans import Plan, with_gain_floor
@@ -154,9 +154,14 @@ def has_run_budget(config: IndexConfig, plan: Plan) -> bool:
 
 def stored_floor(folder: RunFolder, identity: dict[str, Any]) -> Floor | None:
     """The floor of the run of this ``identity`` that was started in ``folder`` before."""
-    plan = folder.read_json(PLAN_FILE) if folder.exists(PLAN_FILE) else {}
+    plan = folder.plan()
     found = plan.pop("budget", None)
-    return Floor(**found) if found and plan == identity else None
+    if not found or plan != identity:
+        return None
+    try:
+        return Floor(**found)
+    except TypeError:  # damaged: to be refused as the plan of another run
+        return None
 
 
 def with_floor(identity: dict[str, Any], floor: Floor | None) -> dict[str, Any]:

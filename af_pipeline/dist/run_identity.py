@@ -9,6 +9,8 @@ from typing import Any
 
 from af_pipeline.config import dump_config, tree_differences
 from af_pipeline.data.annotations import AnnotatedDataset
+from af_pipeline.data.sources import json_object
+from af_pipeline.data.storage import SourceError
 from af_pipeline.train_settings import TrainConfig
 
 PLAN_FILE = "plan.json"
@@ -37,7 +39,13 @@ def claim_folder(
         partial.write_text(json.dumps(wanted, indent=2) + "\n")
         partial.replace(plan)
         return
-    changes = tree_differences(json.loads(plan.read_text()), wanted)
+    try:
+        there = json_object(plan.read_bytes(), str(plan))
+    except SourceError as error:
+        raise ValueError(
+            f"{error}: put back a copy of it to go on with its training, or choose another run.name"
+        ) from error
+    changes = tree_differences(there, wanted)
     if changes:
         raise ValueError(
             f"{folder} holds a training with other settings ({'; '.join(changes[:5])}): use the "

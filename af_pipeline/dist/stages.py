@@ -116,8 +116,7 @@ class CoarseStage(DetectStage):
     def __call__(self, table: pa.Table) -> pa.Table:
         """A table of `MANIFEST` in, of `ROW` out."""
         self.meter.begin(table)
-        pairs = zip(table["image_id"].to_pylist(), table["uri"].to_pylist(), strict=True)
-        rows = [ImageRow(image_id, uri) for image_id, uri in pairs]
+        rows = [ImageRow(**record) for record in table.to_pylist()]
         for group in self._decoded_groups(rows):
             self.look_through(group)
         self.meter.end(self.predict.take())

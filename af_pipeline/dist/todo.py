@@ -20,7 +20,30 @@ from af_pipeline.schema import MANIFEST
 
 PART_ROWS = 20_000  # images in one part of the list: what one read task of the graph yields
 MEMORY = "2GB"
-IDS = pa.schema([("image_id", pa.string()), ("part", pa.string())])
+LISTED = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("version", pa.string()),
+        ("failed", pa.bool_()),
+        ("part", pa.int32()),  # index of its part
+        ("number", pa.int32()),  # of the row in it
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What rows/ holds once it is settled.
+
+    ``ids``: a Parquet file, the rows of which name each image once where not ``taken``;
+    ``parts``: the parts where they are; ``damaged``: how many parts were put aside; ``changed``:
+    how many rows were taken out because their images' bytes are others now.
+    """
+
+    ids: Path
+    parts: list[str]
+    damaged: int
+    changed: int
 
 
 @dataclass(frozen=True)
@@ -41,59 +64,77 @@ def connect(scratch: Path) -> duckdb.DuckDBPyConnection:
 
 def scan(path: Path) -> str:
     """SQL for a Parquet file with its row numbers as file_row_number."""
-    quoted = str(path).replace("'", "''")
-    return f"read_parquet('{quoted}', file_row_number = true)"
+    return f"read_parquet({_quoted(path)}, file_row_number = true)"
 
 
-def settle(folder: RunFolder, scratch: Path, redo_errors: bool = False) -> Path:
-    """List the ids of rows/ in ``scratch``; every image stands there once afterwards.
+def _quoted(path: Path) -> str:
+    return "'{}'".format(str(path).replace("'", "''"))
 
-    A worker that outlived its killed driver may write an image that the next start does too: the
-    first part by name keeps it. With ``redo_errors`` failed rows are taken out, to be done again.
-    Returns the list, a Parquet file.
+
+def settle(
+    folder: RunFolder, manifest: Path, redo_errors: bool = False, redo_changed: bool = False
+) -> Done:
+    """List what rows/ holds, beside ``manifest``; every image stands in rows/ once afterwards.
+
+    Damaged parts are put aside. A worker that outlived its killed driver may write an image that
+    the next start does too: the first part by name keeps it. To be done again, failed rows are
+    taken out with ``redo_errors``, and with ``redo_changed`` those of images that have another
+    version in ``manifest``; one that is not known is no other.
     """
-    path = scratch / "done.parquet"
-    with pq.ParquetWriter(path, IDS) as writer:
+    listed, ids = (manifest.with_name(name) for name in ("rows.parquet", "done.parquet"))
+    parts, damaged = _list_rows(folder, listed)
+    again = "changed OR failed" if redo_errors else "changed"
+    joined, changed = "", "false"
+    if redo_changed:
+        joined = f"LEFT JOIN {scan(manifest)} m USING (image_id)"
+        changed = "coalesce(m.version <> d.version AND '' NOT IN (m.version, d.version), false)"
+    with connect(manifest.parent) as connection:
+        connection.execute(
+            f"COPY (WITH judged AS (SELECT d.*, {changed} AS changed "
+            f"FROM {scan(listed)} d {joined}) "
+            f"SELECT image_id, part, number, changed, {again} OR row_number() OVER "
+            f"(PARTITION BY image_id ORDER BY {again}, part, number) > 1 AS taken FROM judged) "
+            f"TO {_quoted(ids)} (FORMAT parquet)"
+        )
+        taken = connection.execute(
+            "SELECT part, list(number), count(*) FILTER (changed) "
+            f"FROM {scan(ids)} WHERE taken GROUP BY part"
+        )
+        left: dict[int, str | None] = dict(enumerate(parts))
+        count = 0
+        while row := taken.fetchone():
+            part, numbers, others = row
+            left[part] = folder.without_rows(parts[part], set(numbers))
+            count += others
+    kept = [part for part in left.values() if part]
+    for part in set(parts) - set(kept):  # at the end: what is written again may be another part
+        folder.system.rm_file(part)
+    return Done(ids, kept, damaged, count)
+
+
+def _list_rows(folder: RunFolder, path: Path) -> tuple[list[str], int]:
+    """Write a table of `LISTED`: the whole parts of rows/, and how many others were put aside."""
+    parts: list[str] = []
+    damaged = 0
+    with pq.ParquetWriter(path, LISTED) as writer:
         for part, table in folder.finished():
-            if redo_errors and any(table["failed"].to_pylist()):
-                good = [not failed for failed in table["failed"].to_pylist()]
-                folder.keep_rows(part, pa.array(good))
-                table = table.filter(pa.array(good))
-            names = pa.array([part] * table.num_rows, pa.string())
-            writer.write_table(pa.Table.from_arrays([_ids(table), names], schema=IDS))
-    with connect(scratch) as connection:
-        _drop_copies(folder, path, connection)
-    return path
+            if table is None:
+                folder.put_aside(part)
+                damaged += 1
+                continue
+            place = pa.array([len(parts)] * table.num_rows), pa.array(range(table.num_rows))
+            columns = [*table.columns, *place]
+            writer.write_table(pa.table(columns, names=LISTED.names).cast(LISTED))
+            parts.append(part)
+    return parts, damaged
 
 
-def _ids(table: pa.Table) -> pa.Array:
-    return table["image_id"].combine_chunks()
-
-
-def _drop_copies(folder: RunFolder, done: Path, connection: duckdb.DuckDBPyConnection) -> None:
-    """Take second rows of an image out of rows/."""
-    ids = scan(done)
-    copies = connection.execute(
-        "SELECT part, list(n) FROM (SELECT part, file_row_number AS n, row_number() OVER "
-        f"(PARTITION BY image_id ORDER BY part, file_row_number) AS copy FROM {ids}) "
-        "WHERE copy > 1 GROUP BY part"
-    ).fetchall()
-    if not copies:
-        return
-    starts = dict(
-        connection.execute(f"SELECT part, min(file_row_number) FROM {ids} GROUP BY part").fetchall()
-    )
-    for part, rows in copies:
-        count = folder.row_count(part)
-        double = {row - starts[part] for row in rows}
-        folder.keep_rows(part, pa.array([row not in double for row in range(count)]))
-
-
-def write_todo(folder: RunFolder, manifest: Path, done: Path, scratch: Path) -> Todo:
+def write_todo(folder: RunFolder, manifest: Path, done: Done) -> Todo:
     """Write the images of ``manifest`` that are not in ``done`` to the run's folder, in order."""
     parts: list[str] = []
     images = 0
-    for table in left_to_do(manifest, done, scratch):
+    folder.make_directory("todo")
+    for table in left_to_do(manifest, done):
         # Names that no other start uses: its graph may still be reading its own.
         name = f"todo/{time.time_ns():x}-{len(parts):05d}.parquet"
         folder.write_table(name, table)
@@ -102,21 +143,13 @@ def write_todo(folder: RunFolder, manifest: Path, done: Path, scratch: Path) -> 
     return Todo(parts, images)
 
 
-def parts_of(folder: RunFolder, done: Path) -> list[str]:
-    """The parts of rows/ that a list of `settle` was made from, by name.
-
-    Those that held nothing but second rows are gone.
-    """
-    settled = set(pq.read_table(done, columns=["part"])["part"].unique().to_pylist())
-    return [part for part in folder.parts("rows") if part in settled]
-
-
-def left_to_do(manifest: Path, done: Path, scratch: Path) -> Iterator[pa.Table]:
+def left_to_do(manifest: Path, done: Done) -> Iterator[pa.Table]:
     """Tables of `MANIFEST` of what is in ``manifest`` and not in ``done``, in order."""
-    with connect(scratch) as connection:
+    with connect(manifest.parent) as connection:
         reader = connection.sql(
-            f"SELECT image_id, uri FROM {scan(manifest)} "
-            f"ANTI JOIN {scan(done)} AS done USING (image_id) ORDER BY file_row_number"
+            f"SELECT {', '.join(MANIFEST.names)} FROM {scan(manifest)} ANTI JOIN "
+            f"(SELECT image_id FROM {scan(done.ids)} WHERE NOT taken) USING (image_id) "
+            "ORDER BY file_row_number"
         ).to_arrow_reader(PART_ROWS)
         for batch in reader:
             if batch.num_rows:

@@ -20,7 +20,7 @@ from af_pipeline.schema import MANIFEST
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 13])
 def test_round_trip(tmp_path: Path, count: int) -> None:
-    images = [SourceImage(f"ä/{i}.jpg", f"s3://b/{i}.jpg") for i in range(count)]
+    images = [SourceImage(f"ä/{i}.jpg", f"s3://b/{i}.jpg", f"{i}-x") for i in range(count)]
     path = tmp_path / "new" / "manifest.parquet"
     assert write_manifest(iter(images), path, 4) == count
     file = pq.ParquetFile(path)
@@ -64,7 +64,7 @@ def test_failed_listing_leaves_the_old_manifest(tmp_path: Path) -> None:
     write_manifest([SourceImage("old", "old")], path)
     with pytest.raises(SourceError, match="no more"):
         write_manifest(failing(), path, 1)
-    assert pq.read_table(path).to_pylist() == [{"image_id": "old", "uri": "old"}]
+    assert pq.read_table(path).to_pylist() == [{"image_id": "old", "uri": "old", "version": ""}]
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from af_pipeline.data.listing import list_images
-from af_pipeline.data.manifest import SourceImage
+from af_pipeline.data.manifest import SourceImage, local_version
 from af_pipeline.data.sources import (
     IMAGE_SUFFIXES,
     list_coco,
@@ -97,7 +97,8 @@ def test_directory_spelled_differently_gives_the_same(
 ) -> None:
     touch(tmp_path, "in/a.jpg")
     monkeypatch.chdir(tmp_path)
-    expected = [SourceImage("a.jpg", str(tmp_path / "in" / "a.jpg"))]
+    image = tmp_path / "in" / "a.jpg"
+    expected = [SourceImage("a.jpg", str(image), local_version(str(image)))]
     for root in ("in", "in/", "./in", "in/../in", f"{tmp_path}/in//", f"file://{tmp_path}/in"):
         assert list(list_directory(root)) == expected
 

@@ -119,8 +119,8 @@ def test_all_kinds_on_s3(tmp_path: Path, s3: tuple[Server, Storage]) -> None:
         assert [read_bytes(i.uri, storage) for i in found] == [b"A0", b"A1", b"A2"]
     (table,) = list_tables("s3://kinds/m.csv", storage=storage)
     assert table.to_pylist() == [
-        {"image_id": "a", "uri": "s3://kinds/tars/x.jpg", "n": 1},
-        {"image_id": "b", "uri": "s3://photos/in/top.tif", "n": 2},
+        {"image_id": "a", "uri": "s3://kinds/tars/x.jpg", "version": "", "n": 1},
+        {"image_id": "b", "uri": "s3://photos/in/top.tif", "version": "", "n": 2},
     ]
     (image,) = list_images("s3://kinds/c.json", "s3://photos", storage)
     assert read_bytes(image.uri, storage) == b"top.tif"
@@ -207,3 +207,19 @@ def test_anything_else_names_the_possibilities(tmp_path: Path) -> None:
         list_images("")
     with pytest.raises(MissingSourceError):
         list_images(str(tmp_path / "gone"))
+
+
+def test_versions_follow_the_bytes(tmp_path: Path) -> None:
+    image = tmp_path / "in/a.jpg"
+    image.parent.mkdir()
+    (tmp_path / "c.json").write_text('{"images": [{"file_name": "in/a.jpg"}]}')
+    places = ("in", "in/*.jpg", "in/{a,a2}.jpg", "c.json", "t.tar")
+    seen = []
+    for content in (b"1", b"22"):
+        image.write_bytes(content)
+        pack(tmp_path / "t.tar", {"a.jpg": content})
+        first = [next(iter(list_images(f"{tmp_path}/{place}"))).version for place in places]
+        assert all(version.startswith(f"{len(content)}-") for version in first)
+        seen.append(first)
+    assert seen[0] != seen[1]
+    assert len(set(seen[0][:4])) == 1

@@ -10,7 +10,7 @@ import pytest
 from af_pipeline.data.listing import list_images
 from af_pipeline.data.manifest import SourceImage
 from af_pipeline.data.storage import Storage
-from af_pipeline.data.walk import Listing
+from af_pipeline.data.walk import File, Listing
 from tests.data.s3_server import endless_s3
 
 MB = 1e6
@@ -85,11 +85,11 @@ def test_names_of_cameras_are_not_kept(tmp_path: Path, monkeypatch: pytest.Monke
     assert ids == ["_DSC0001.JPG", "_DSC0002.JPG"]
     taken: list[int] = []
 
-    def names() -> Iterator[str]:
+    def files() -> Iterator[File]:
         for number in range(1000):
             taken.append(number)
-            yield f"_DSC{number:04d}.JPG"
+            yield File(f"_DSC{number:04d}.JPG")
 
-    monkeypatch.setattr("af_pipeline.data.listing.list_files", lambda *a: Listing("/x", names()))
+    monkeypatch.setattr("af_pipeline.data.listing.list_files", lambda *a: Listing("/x", files()))
     next(list_images("/x"))
     assert len(taken) == 1

@@ -12,7 +12,7 @@ import pytest
 from af_pipeline.data.listing import list_images, list_tables
 from af_pipeline.data.manifest import SourceImage, write_tables
 from af_pipeline.data.storage import MissingSourceError, SourceError
-from af_pipeline.schema import IMAGES
+from af_pipeline.schema import IMAGES, MANIFEST
 
 
 def save(path: Path, table: pa.Table | dict[str, Any], rows: int = 3) -> str:
@@ -38,7 +38,7 @@ def test_columns_ids_and_relative_uris(tmp_path: Path, kind: str) -> None:
     uri = save(tmp_path / f"m.{kind}", columns)
     found = read(uri)
     assert found.schema == pa.schema(
-        [("image_id", pa.string()), ("uri", pa.string()), ("camera", pa.int64())]
+        [(name, pa.string()) for name in ("image_id", "uri", "version")] + [("camera", pa.int64())]
     )
     assert found["image_id"].to_pylist() == columns["image_id"]
     assert found["uri"].to_pylist() == [*URIS[:2], f"{tmp_path}/sub/z.jpg", URIS[3]]
@@ -57,7 +57,18 @@ def test_without_ids_the_uri_is_the_id(tmp_path: Path) -> None:
 def test_columns_by_other_names(tmp_path: Path) -> None:
     uri = save(tmp_path / "m.parquet", {"key": [5, 6], "path": URIS[:2], "url": ["u", "v"]})
     found = read(uri, id_column="key", uri_column="path")
-    assert found.to_pydict() == {"image_id": ["5", "6"], "uri": URIS[:2], "url": ["u", "v"]}
+    known = {"image_id": ["5", "6"], "uri": URIS[:2], "version": ["", ""]}
+    assert found.to_pydict() == {**known, "url": ["u", "v"]}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_column_of_versions_is_taken_as_that(tmp_path: Path, kind: str) -> None:
+    columns = {"uri": URIS[:2], "version": pa.array(["007", None]), "n": [1, 2]}
+    found = read(save(tmp_path / f"m.{kind}", columns))
+    assert found.schema.names == ["image_id", "uri", "version", "n"]
+    assert found["version"].to_pylist() == ["007", ""]
+    with pytest.raises(SourceError, match="'version' holds double, expected text"):
+        read(save(tmp_path / "n.parquet", {"uri": ["a"], "version": [0.5]}))
 
 
 def test_types_of_other_columns_stay(tmp_path: Path) -> None:
@@ -75,7 +86,7 @@ def test_types_of_other_columns_stay(tmp_path: Path) -> None:
     assert write_tables(list_tables(save(tmp_path / "m.parquet", table)), path) == 2
     found = pq.read_table(path)
     assert found.select(list(extras)).equals(table.select(list(extras)))
-    assert found.schema.names == ["image_id", "uri", *extras]
+    assert found.schema.names == ["image_id", "uri", "version", *extras]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
@@ -101,6 +112,7 @@ def test_parts_must_be_alike(tmp_path: Path) -> None:
     assert found.to_pydict() == {
         "image_id": ["x", "y"],
         "uri": [f"{tmp_path}/x", f"{tmp_path}/y"],
+        "version": ["", ""],
         "n": [1, 2],
     }
     save(tmp_path / "c.parquet", {"uri": ["z"], "n": ["three"]})
@@ -146,7 +158,7 @@ def test_refused_files(tmp_path: Path, columns: dict[str, list[Any]], message: s
 
 
 def test_all_output_columns_are_taken(tmp_path: Path) -> None:
-    for name in set(IMAGES.names) - {"image_id", "uri"}:
+    for name in set(IMAGES.names) - set(MANIFEST.names):
         with pytest.raises(SourceError, match=f"names are taken: {name};"):
             read(save(tmp_path / "m.parquet", {"uri": ["a"], name: [1]}))
     uri = save(tmp_path / "m.parquet", {"key": ["a"], "uri": ["a"], "image_id": ["b"]})
@@ -177,6 +189,7 @@ def test_csv_as_people_write_it(tmp_path: Path) -> None:
     assert read(f"{tmp_path}/m.csv").to_pydict() == {
         "image_id": ["007", "NA"],
         "uri": [f"{tmp_path}/a,b.jpg", f"{tmp_path}/null"],
+        "version": ["", ""],
         "note": ["two\nlines", ""],
     }
     (tmp_path / "m.csv").write_text("uri\na\n\nb\n")
@@ -238,6 +251,7 @@ def test_ids_hold_no_signature(tmp_path: Path) -> None:
     assert found.to_pydict() == {
         "image_id": ["x/ä.jpg"],
         "uri": [f"https://h/in/x/ä.jpg{SIGNED}"],
+        "version": [""],
     }
     given = {"uri": uris[:1], "image_id": uris[1:2]}
     assert read(save(tmp_path / "o.parquet", given))["image_id"].to_pylist() == uris[1:2]

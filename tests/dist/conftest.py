@@ -1,9 +1,16 @@
-"""One small local Ray for all tests of the distributed shell."""
+"""One small local Ray for all tests of the distributed shell, and the job without any."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 
@@ -31,3 +38,59 @@ def cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`index` with its graph in this process, no cluster."""
+    from af_pipeline.dist import index as job
+    from af_pipeline.dist import passes
+    from af_pipeline.dist.sink import RunFolder
+    from af_pipeline.schema import ImageRow
+    from tests.dist.planted import cascade_row, index_config
+
+    looked = cache(
+        lambda uri, _: cascade_row(index_config(Path("images"), Path("unset")), Path(uri))
+    )
+
+    def row_of(record: dict[str, str]) -> ImageRow:
+        return replace(looked(record["uri"], record["version"]), version=record["version"])
+
+    def run_graph(parts: list[str], folder: RunFolder, images_per_file: int, *_: object) -> None:
+        tables = [pq.read_table(part, filesystem=folder.arrow) for part in parts]
+        records = [record for table in tables for record in table.to_pylist()]
+        for start in range(0, len(records), images_per_file):
+            some = records[start : start + images_per_file]
+            folder.append_rows([row_of(record) for record in some])
+
+    @contextmanager
+    def no_progress(*_: object) -> Iterator[Any]:
+        empty = SimpleNamespace(remote=list)
+        yield SimpleNamespace(report=empty, accused=empty)
+
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0}, get=lambda answer: answer)
+    monkeypatch.setattr(job, "ray", ray)
+    monkeypatch.setattr(passes, "ray", ray)
+    monkeypatch.setattr(passes, "gc", SimpleNamespace(collect=int))  # takes most of the time else
+    monkeypatch.setattr(passes, "set_context", lambda *_, **__: None)
+    monkeypatch.setattr(passes, "shown_progress", no_progress)
+    monkeypatch.setattr(passes, "build_graph", lambda config, parts, *_: parts)
+    monkeypatch.setattr(passes, "run_graph", run_graph)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Set the size of a disk; the first time it is mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(size: str) -> Path:
+        again = "remount," if disk.is_mount() else ""
+        command = ["mount", "-t", "tmpfs", "-o", f"{again}size={size}", "none", str(disk)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("no permission to mount a small disk")
+        return disk
+
+    yield mount
+    if disk.is_mount():
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

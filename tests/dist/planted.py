@@ -30,6 +30,7 @@ CLASS_NAMES = ("red", "green")
 RAISES, KILLS = 150, 200  # tags: the detector raises; the detector takes its process along
 DEADLY_AREA = 1600  # network px: a rectangle of tag KILLS kills once it looks this large
 LEAST_AREA = 16  # network px: smaller rectangles are not seen
+CLOCKS = ("decode_ms", "forward_ms")
 
 Box = tuple[int, int, int, int]
 

@@ -33,7 +33,7 @@ def row_of(made: IndexConfig) -> ImageRow:
 @pytest.mark.parametrize(("images", "count"), [(1, 16), (5, 16), (1000, 16), (1000, 1)])
 def test_the_sample_is_spread_evenly(tmp_path: Path, images: int, count: int) -> None:
     ids = [f"{n:04d}" for n in range(images)]
-    table = pa.table({"image_id": ids, "uri": ids, "more": list(range(images))})
+    table = pa.table({"image_id": ids, "uri": ids, "version": ids, "more": list(range(images))})
     pq.write_table(table, tmp_path / "it's.parquet", row_group_size=7)
     chosen = sample_images(tmp_path / "it's.parquet", images, count)["image_id"].to_pylist()
     assert len(chosen) == min(count, images)

@@ -151,7 +151,7 @@ def test_schemas_are_those_of_the_contract(run: Outcome) -> None:
 def test_run_json(run: Outcome, config: IndexConfig) -> None:
     content = json.loads((run.root / "run.json").read_text())
     keys = ["run_id", "config", "config_hash", "checkpoint_hash", "class_names", "libraries"]
-    more = ["totals", "skipped", "wall_seconds", "stages", "budget", "guarantee"]
+    more = ["totals", "skipped", "damaged", "wall_seconds", "stages", "budget", "guarantee"]
     assert set(content) == {*keys, *more}
     assert content["budget"] is None
     assert content["config"] == config.model_dump(mode="json")

@@ -6,9 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -16,10 +14,9 @@ import pytest
 
 from af_pipeline.dist import index as job
 from af_pipeline.dist import passes
-from af_pipeline.dist.sink import RunFolder
 from benchmarks.kill_campaign import LOCAL, RAY, SCALES, Campaign, undisturbed
 from benchmarks.local_cluster import Place, environment, ray_home, tables_of
-from tests.dist.planted import cascade_row, index_config, source, table
+from tests.dist.planted import index_config, source, table
 
 # In this process: every single step on the disk
 
@@ -63,31 +60,6 @@ class Steps:
 @pytest.fixture(scope="module")
 def steps() -> Steps:
     return Steps()
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`index` with its graph in this process: one part an image, no cluster."""
-    row_of = cache(lambda uri: cascade_row(index_config(Path("images"), Path("unset")), Path(uri)))
-
-    def run_graph(parts: list[str], folder: RunFolder, *_: object) -> None:
-        for part in parts:
-            for record in pq.read_table(part).to_pylist():
-                folder.append_rows([row_of(record["uri"])])
-
-    @contextmanager
-    def no_progress(*_: object) -> Iterator[Any]:
-        empty = SimpleNamespace(remote=list)
-        yield SimpleNamespace(report=empty, accused=empty)
-
-    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0}, get=lambda answer: answer)
-    monkeypatch.setattr(job, "ray", ray)
-    monkeypatch.setattr(passes, "ray", ray)
-    monkeypatch.setattr(passes, "gc", SimpleNamespace(collect=int))  # takes most of the time else
-    monkeypatch.setattr(passes, "set_context", lambda *_, **__: None)
-    monkeypatch.setattr(passes, "shown_progress", no_progress)
-    monkeypatch.setattr(passes, "build_graph", lambda config, parts, *_: parts)
-    monkeypatch.setattr(passes, "run_graph", run_graph)
 
 
 def run(place: Place, out: Path, **changes: Any) -> job.Outcome:

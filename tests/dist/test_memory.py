@@ -39,7 +39,7 @@ def settings(tmp_path: Path, scale: int | None = 0) -> StageSettings:
 def listed(path: Path, count: int) -> pa.Table:
     """The same file under several names."""
     ids = [str(number) for number in range(count)]
-    return pa.table([ids, [str(path)] * count], schema=MANIFEST)
+    return pa.table([ids, [str(path)] * count, [""] * count], schema=MANIFEST)
 
 
 def bytes_sent(table: pa.Table) -> int:

@@ -3,23 +3,23 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from af_pipeline.dist.account import Outcome
 from af_pipeline.dist.index import index
-from af_pipeline.dist.passes import Passes
-from af_pipeline.dist.sink import OutputError, RunFolder
+from af_pipeline.dist.passes import GraphError
+from af_pipeline.dist.sink import GO_ON, OutputError, OutputLostError, RunFolder
 from af_pipeline.schema import ImageRow
 from af_pipeline.tables import chips_table, detections_table
 from tests.dist.planted import (
     CLASS_NAMES,
+    CLOCKS,
     SCENE,
     SMALL,
     by_image,
@@ -32,8 +32,6 @@ from tests.dist.planted import (
 )
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
-
-CLOCKS = ("decode_ms", "forward_ms")
 
 
 class Place:
@@ -127,7 +125,7 @@ def test_unreadable_and_half_written_parts_are_done_again(
     outcome, seen = place.run()
     assert outcome.skipped == 7 - len(lost)
     assert seen == lost
-    assert not broken.exists()
+    assert [path.name for path in (place.out / "damaged").iterdir()] == [broken.name]
     place.check()
 
 
@@ -184,9 +182,9 @@ def test_an_image_written_twice_is_kept_once(tmp_path: Path) -> None:
     assert len(parts) == 3
     run_id = json.loads((place.out / "run.json").read_text())["run_id"]
     assert all(part.name.startswith(f"{run_id}_") for part in parts)
-    shutil.copy(parts[0], place.out / f"rows/{run_id}_z.parquet")
-    both = pa.concat_tables([pq.read_table(part) for part in parts[1:]])
-    pq.write_table(both, place.out / f"rows/{run_id}_zz.parquet")
+    folder = RunFolder.at(str(place.out), run_id=run_id)
+    for some in ([0, 2], [1, 2]):
+        folder.write_part(pa.concat_tables([pq.read_table(parts[number]) for number in some]))
     # Of a run that had the folder before.
     shutil.copy(parts[0], place.out / "rows/0123456789abcdef_late.parquet")
     parts[1].unlink()
@@ -200,12 +198,9 @@ def test_a_second_start_takes_over(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.add([1])
     place.run()
-    storage = RunFolder.at(str(place.out))
-    config = index_config(place.images, place.out)
-    first = Passes(config, storage, place.out / "manifest.parquet", None, [], Console(quiet=True))
-    first.claim()
+    first = RunFolder.at(str(place.out)).open(json.loads((place.out / "plan.json").read_text()))
     place.run()
-    with pytest.raises(OutputError, match="another start of this job has taken"):
+    with pytest.raises(OutputLostError, match="another start of this job has taken"):
         first.check_owner()
 
 
@@ -219,4 +214,15 @@ def test_failed_images_are_done_again_when_asked(tmp_path: Path) -> None:
     assert place.run()[0].totals.errors == 1
     outcome, seen = place.run(output={"uri": str(place.out), "redo_errors": True})
     assert (outcome.totals.errors, outcome.skipped, seen) == (0, 1, {2})
+    place.check()
+
+
+def test_a_full_disk_stops_the_graph(tmp_path: Path, small_disk: Callable[[str], Path]) -> None:
+    place = Place(tmp_path)
+    place.add(range(1, 9))
+    place.out = small_disk("28k") / "out"
+    with pytest.raises(GraphError, match=rf"^cannot write to {place.out}: no space .*{GO_ON}$"):
+        place.run(ray={"rows_per_block": 1})
+    small_disk("8m")
+    assert place.run()[0].totals.images == 8
     place.check()

@@ -67,6 +67,14 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
         claim(tmp_path / "run", dataset=renamed)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"config": ', b"[]", b"\xff\xfe\x00\x01"])
+def test_a_damaged_plan_is_named_with_the_way_on(tmp_path: Path, content: bytes) -> None:
+    claim(tmp_path / "run")
+    (tmp_path / "run/plan.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"run/plan\.json .*choose another run\.name"):
+        claim(tmp_path / "run")
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").touch()
     with pytest.raises(ValueError, match=r"choose another run\.name"):
