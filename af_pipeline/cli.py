@@ -6,6 +6,8 @@ import argparse
 import sys
 import textwrap
 
+from af_pipeline.data.secrets import redact_text
+
 
 def config_parser(
     description: str | None, folder: str, required: bool = True
@@ -21,6 +23,6 @@ def config_parser(
 
 def complain(error: Exception | str, code: int) -> int:
     """Say in one line on stderr why; torch's messages have hundreds. Returns the exit code."""
-    text = textwrap.shorten(str(error), 600, placeholder=" ...")
+    text = textwrap.shorten(redact_text(str(error)), 600, placeholder=" ...")
     print(f"error: {text}", file=sys.stderr)
     return code

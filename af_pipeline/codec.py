@@ -206,10 +206,8 @@ def _sniff(data: bytes) -> str:
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
-    raise DecodeError(
-        f"not an image of a known format ({', '.join(sorted({*_READERS, 'PNG'}))}): "
-        f"{len(data)} bytes starting with {bytes(data[:8])!r}"
-    )
+    known = ", ".join(sorted({*_READERS, "PNG"}))
+    raise DecodeError(f"not an image of a known format ({known}): {len(data)} bytes")
 
 
 def _as_decode_error(kind: str, error: Exception) -> DecodeError:

@@ -141,6 +141,9 @@ class StorageConfig(Section):
     anonymous: bool = Field(False, description="send no credentials (public buckets)")
     attempts: int = Field(5, ge=1, le=100, description="tries of one request, with growing pauses")
     timeout_s: float = Field(60, gt=0, le=3600, description="limit of one try to connect or read")
+    min_rate: float = Field(
+        10_000, gt=0, description="bytes/s that a file must come with on average, after timeout_s"
+    )
 
 
 class SourceConfig(Section):
@@ -159,6 +162,14 @@ class SourceConfig(Section):
         200_000_000, gt=0, description="larger images become error rows (decompression bombs)"
     )
     depth: DepthConfig = DepthConfig()
+    max_bytes: int = Field(
+        2 << 30, gt=0, description="bytes; larger files become error rows before they fill memory"
+    )
+    reach: Literal["own", "any"] = Field(
+        "own",
+        description="own: no local files from a remote list, no chains such as simplecache::, no "
+        ".. above a list's folder, redirects to the same host only; any: all that can be read",
+    )
 
 
 class OutputConfig(Section):

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from af_pipeline.config import config_hash, dump_config
+from af_pipeline.data.secrets import redact_tree
 from af_pipeline.focus import ChipRule, FocusRule
 from af_pipeline.guarantee import FREE, settings_hash, statement
 from af_pipeline.metrics import aligned_table, score_cell
@@ -129,7 +130,7 @@ def tune(config: IndexConfig, rule: TuneRule, progress: Progress) -> TuneOutcome
         kept = kept and guarantee is not None
     settings = tuned_config(config, rules, guarantee)
     path = rule.output / "config.yaml"
-    path.write_text(yaml.safe_dump(dump_config(settings), sort_keys=False))
+    path.write_text(yaml.safe_dump(redact_tree(dump_config(settings)), sort_keys=False))
     report = build_report(
         records,
         [image.truth for image in tuning.sample.tune],

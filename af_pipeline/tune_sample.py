@@ -13,7 +13,8 @@ from af_pipeline.codec import DecodeError, decode_image
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.listing import list_images
 from af_pipeline.data.load import load_annotations, to_coco
-from af_pipeline.data.storage import SourceError, read_bytes, storage_of
+from af_pipeline.data.secrets import redact
+from af_pipeline.data.storage import SourceError, read_bytes, source_storage
 from af_pipeline.settings import IndexConfig
 
 
@@ -66,7 +67,7 @@ def draw_sample(
     if len(chosen) < count + calibration:
         calibration = round(len(chosen) * calibration / (count + calibration))
     held = [images[i] for i in chosen]
-    source = ground_truth or config.source.uri
+    source = redact(ground_truth or config.source.uri)
     return TuneSample(tuple(held[calibration:]), tuple(held[:calibration]), dataset, source)
 
 
@@ -74,7 +75,7 @@ def _listed(config: IndexConfig) -> list[SampleImage]:
     source = config.source
     if not source.uri:
         raise SourceError("no images: give --ground-truth FILE or --set source.uri=SOURCE")
-    storage = storage_of(source.storage)
+    storage = source_storage(source)
     found = list_images(source.uri, source.images, storage, source.id_column, source.uri_column)
     return [SampleImage(one.image_id, one.uri) for one in found]
 
@@ -83,7 +84,7 @@ def read_sample(image: SampleImage, config: IndexConfig) -> NDArray[np.uint8]:
     """Pixels [H, W, 3] RGB; ValueError names the image."""
     source = config.source
     try:
-        data = read_bytes(image.uri, storage_of(source.storage))
+        data = read_bytes(image.uri, source_storage(source))
         return decode_image(data, source.max_pixels, source.depth)
     except (SourceError, DecodeError) as error:
         raise ValueError(f"{image.image_id}: {error}") from error

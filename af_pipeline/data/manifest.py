@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from af_pipeline.data.names import text_id, text_uri
 from af_pipeline.data.storage import SourceError, redact
 from af_pipeline.schema import MANIFEST
 
 GROUP_ROWS = 10_000
+LONGEST = 8192  # bytes of an id or URI: a path has 4,096 at most, a signed URL some 2,500
 _CHECK_MEMORY = "512MB"  # beyond that duckdb uses the disk
 _CHECK_THREADS = 2  # each takes its share of the memory
 
@@ -46,9 +49,8 @@ def local_version(uri: str) -> str:
 def image_tables(images: Iterable[SourceImage], rows: int = GROUP_ROWS) -> Iterator[pa.Table]:
     """A listing as tables of ``MANIFEST`` with ``rows`` rows.
 
-    Raises:
-        ValueError: rows below 1.
-        SourceError: a name that is not valid Unicode, while iterating.
+    Names that are not valid UTF-8 are written as `text_id` and `text_uri` do. Raises ValueError for
+    rows below 1.
     """
     if rows < 1:
         raise ValueError(f"rows must be at least 1, not {rows}")
@@ -75,7 +77,8 @@ def write_tables(tables: Iterable[pa.Table], path: Path, rows: int = GROUP_ROWS)
         The number of images.
 
     Raises:
-        SourceError: the listing's own errors, or an id that occurs twice.
+        SourceError: the listing's own errors, an id that occurs twice, or an id or a URI of more
+            than ``LONGEST`` bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -83,9 +86,9 @@ def write_tables(tables: Iterable[pa.Table], path: Path, rows: int = GROUP_ROWS)
     first = next(source, MANIFEST.empty_table())
     try:
         with pq.ParquetWriter(partial, first.schema) as writer:
-            writer.write_table(first, rows)
-            count = first.num_rows
-            for table in source:
+            count = 0
+            for table in chain([first], source):
+                _check_lengths(table, count)
                 writer.write_table(table, rows)
                 count += table.num_rows
         check_unique(partial)
@@ -128,10 +131,21 @@ def check_unique(path: Path) -> None:
 
 
 def _table(group: list[SourceImage]) -> pa.Table:
-    columns = {name: [getattr(image, name) for image in group] for name in MANIFEST.names}
-    try:
-        return pa.table(columns, schema=MANIFEST)
-    except UnicodeEncodeError as error:
-        raise SourceError(
-            f"file name {error.object!r} is not valid UTF-8: rename the file"
-        ) from error
+    columns = {
+        "image_id": [text_id(image.image_id) for image in group],
+        "uri": [text_uri(image.uri) for image in group],
+        "version": [image.version for image in group],
+    }
+    return pa.table(columns, schema=MANIFEST)
+
+
+def _check_lengths(table: pa.Table, start: int) -> None:
+    """Raise SourceError for what no storage takes; start: number of the first row."""
+    for name in ("image_id", "uri"):
+        lengths = pc.binary_length(table[name])
+        row = pc.index(pc.greater(lengths, LONGEST), True).as_py()
+        if row >= 0:
+            raise SourceError(
+                f"row {start + row} of the list, counted from 0, has a {name} of "
+                f"{lengths[row]} bytes, more than {LONGEST}: leave it out"
+            )

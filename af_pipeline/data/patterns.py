@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, product
-from pathlib import Path
 
 from fsspec.utils import glob_translate
 
-from af_pipeline.data.storage import SourceError, redact
+from af_pipeline.data.storage import SourceError, exists, redact
 
 _WILD = re.compile(r"[*?[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -68,7 +67,7 @@ def parse_pattern(uri: str) -> Pattern | None:
     Raises:
         SourceError: wildcards in a bucket's name, ``**`` as part of a name, too many names.
     """
-    if "://" not in uri and Path(uri).expanduser().exists():
+    if "://" not in uri and exists(uri):
         return None
     http = uri.lower().startswith(("http://", "https://"))
     expanded = list(expand_braces(uri))

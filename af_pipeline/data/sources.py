@@ -12,6 +12,7 @@ from typing import Any
 
 from af_pipeline.data.manifest import SourceImage, local_version
 from af_pipeline.data.patterns import Pattern
+from af_pipeline.data.reach import refusal
 from af_pipeline.data.storage import (
     LOCAL,
     SourceError,
@@ -23,18 +24,7 @@ from af_pipeline.data.storage import (
     read_bytes,
     redact,
 )
-from af_pipeline.data.walk import File, Listing, list_files
-
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".bmp",
-    ".gif",
-)
+from af_pipeline.data.walk import IMAGE_SUFFIXES, File, Listing, list_files
 
 
 def list_directory(root: str, storage: Storage = LOCAL) -> Iterator[SourceImage]:
@@ -106,8 +96,8 @@ def list_coco(
     request per image.
 
     Raises:
-        SourceError: the file cannot be read, is no COCO file, lists no image or one twice (at
-            once).
+        SourceError: the file cannot be read, is no COCO file, lists no image, one twice or one
+            that `refusal` names (at once).
     """
     document = read_json(path, storage)
     entries = document.get("images")
@@ -118,6 +108,9 @@ def list_coco(
     names = [_file_name(path, index, entry) for index, entry in enumerate(entries)]
     seen: set[str] = set()
     for name in names:
+        reason = refusal(name, path, images or parent(path)) if storage.reach == "own" else None
+        if reason:
+            raise refused_entry(f"{redact(path)}: {redact(name)[:200]!r}", reason)
         if name in seen:
             raise SourceError(
                 f"{redact(path)} lists file_name {redact(name)!r} twice: make the names unique"
@@ -172,6 +165,11 @@ def json_object(data: bytes, path: str) -> dict[str, Any]:
             f"{redact(path)} holds a JSON {type(document).__name__}, expected an object"
         )
     return document
+
+
+def refused_entry(entry: str, reason: str) -> SourceError:
+    """What to say of an entry of a list that ``source.reach=own`` refuses."""
+    return SourceError(f"{entry} {reason}: leave it out, or set source.reach=any")
 
 
 def _file_name(path: str, index: int, entry: object) -> str:

@@ -14,26 +14,30 @@ import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import fsspec
 import fsspec.core
 
-from af_pipeline.settings import StorageConfig
+from af_pipeline.data.bounded import (
+    Limits,
+    Refused,
+    TooSlow,
+    check_size,
+    open_regular,
+    read_regular,
+)
+from af_pipeline.data.names import local_path
+from af_pipeline.data.secrets import HTTP, S3, holds_secret, redact, redact_text
+from af_pipeline.settings import SourceConfig, StorageConfig
 
-_S3 = ("s3", "s3a")
-_HTTP = ("http", "https")
 _CONNECTIONS = 64  # of one client: more than threads read at once
 _LONGEST_PAUSE_S = 20.0
+_LONGEST_SHOWN = 300  # characters of a URI in a message
 
-_RANGE = re.compile(r"(.+)#offset=(\d+)&size=(\d+)", re.DOTALL)
-_USER = re.compile(r"(://)[^/?#\s'\"]*@")
-# A `?` in an s3 URI may be a wildcard, so that there only name=value counts as a query.
-_QUERY = re.compile(
-    r"(https?://[^\s?'\"]*\?)[^\s'\"]+|([a-z][\w+.-]*://[^\s?'\"]*\?)[^\s/'\"]*=[^\s'\"]*", re.I
-)
+_RANGE = re.compile(r"(.+)#offset=(\d{1,18})&size=(\d{1,18})", re.DOTALL)
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
 
 
@@ -54,6 +58,9 @@ class Storage:
         anonymous: no credentials, for public buckets.
         attempts: tries of one request before it counts as failed.
         timeout_s: longest wait of one try for a connection, and for the next bytes, seconds.
+        min_rate: bytes/s that a body must come with on average, after timeout_s.
+        max_bytes: larger files are not read.
+        reach: what lists and redirects may lead to, see `af_pipeline.data.reach`.
 
     Raises:
         ValueError: a value that cannot work.
@@ -63,6 +70,9 @@ class Storage:
     anonymous: bool = False
     attempts: int = 5
     timeout_s: float = 60.0
+    min_rate: float = 10_000.0
+    max_bytes: int = 2 << 30
+    reach: Literal["own", "any"] = "own"
 
     def __post_init__(self) -> None:
         if self.endpoint is not None:
@@ -75,6 +85,13 @@ class Storage:
             raise ValueError(f"attempts must be at least 1, not {self.attempts}")
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s must be above 0, not {self.timeout_s:g}")
+        if not (self.min_rate > 0 and self.max_bytes > 0):
+            raise ValueError("min_rate and max_bytes must be above 0")
+
+    @property
+    def limits(self) -> Limits:
+        """Of one read."""
+        return Limits(self.max_bytes, self.timeout_s, self.min_rate)
 
 
 LOCAL = Storage()
@@ -83,6 +100,11 @@ LOCAL = Storage()
 def storage_of(config: StorageConfig) -> Storage:
     """The `Storage` that a config asks for."""
     return Storage(**config.model_dump())
+
+
+def source_storage(source: SourceConfig) -> Storage:
+    """The `Storage` that images are read with."""
+    return replace(storage_of(source.storage), max_bytes=source.max_bytes, reach=source.reach)
 
 
 def filesystem(uri: str, storage: Storage = LOCAL) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -99,14 +121,18 @@ def filesystem(uri: str, storage: Storage = LOCAL) -> tuple[fsspec.AbstractFileS
     # Without this a listing of millions of objects would stay in memory to the end.
     options = {"use_listings_cache": False, **_options(uri, storage)}
     try:
-        if _protocol(uri) in _S3:
+        if protocol(uri) in S3:
             from af_pipeline.data.s3 import OneTryS3
 
             return OneTryS3.of(uri.partition("://")[2], options)
+        if protocol(uri) in HTTP:
+            from af_pipeline.data.http import BoundedHTTP
+
+            return BoundedHTTP(storage.limits, storage.reach == "any", **options), uri
         system, path = fsspec.core.url_to_fs(uri, **options)
     except Exception as error:
         raise reading_error(uri, error) from None
-    return system, str(path)
+    return system, local_path(str(path)) if is_local(system) else str(path)
 
 
 def s3_config(storage: Storage) -> dict[str, Any]:
@@ -171,7 +197,7 @@ def open_file(uri: str, storage: Storage = LOCAL, buffer: int = 1 << 16) -> Bina
     system, path = filesystem(uri, storage)
     try:
         if is_local(system):
-            return Path(path).open("rb", buffering=buffer)
+            return cast(BinaryIO, open_regular(path, buffer))
         info = system.info(path)
     except Exception as error:
         raise reading_error(uri, error) from None
@@ -209,10 +235,15 @@ class _RangeFile(io.RawIOBase):
 
 
 def _read(uri: str, start: int | None, end: int | None, storage: Storage) -> bytes:
-    # Else s3fs asks for the size first: two requests an image.
-    options = {"max_concurrency": 1} if _protocol(uri) in _S3 else {}
     try:
         system, path = filesystem(uri, storage)
+        if start is not None and end is not None:
+            check_size(end - start, storage.max_bytes)
+        if is_local(system):
+            return read_regular(path, start, end, storage.max_bytes)
+        options = {"limits": storage.limits} if protocol(uri) in S3 else {}
+        if start is None and protocol(uri) not in (*S3, *HTTP):  # these look while they read
+            check_size(system.info(path).get("size"), storage.max_bytes)
         return _retried(
             lambda: bytes(system.cat_file(path, start=start, end=end, **options)),
             storage.attempts,
@@ -245,11 +276,16 @@ def _passes(error: Exception) -> bool:
 
     if isinstance(error, aiohttp.ClientResponseError):
         return error.status >= 500 or error.status in (408, 429)
-    cut = (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, TimeoutError)
+    cut = (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, TimeoutError, TooSlow)
     return isinstance(error, (*cut, IncompleteReadError, ResponseStreamingError))
 
 
 # Places
+
+
+def protocol(uri: str) -> str:
+    """The protocol of a URI in small letters; "file" for a plain path."""
+    return uri.partition("://")[0].lower() if "://" in uri else "file"
 
 
 def is_local(system: fsspec.AbstractFileSystem) -> bool:
@@ -296,17 +332,6 @@ def parent(uri: str) -> str:
 # Errors
 
 
-def holds_secret(uri: str) -> bool:
-    """Whether a user name or a secret stands before the host or bucket of a URI."""
-    for scheme, authority in re.findall(r"([\w+.-]+)://([^/?#]*)", uri):
-        # A secret may hold "/", which would cut the authority before its "@".
-        port = authority.rpartition(":")[2] if ":" in authority else ""
-        odd = ":" in authority and not (port.isdigit() and scheme.lower() not in _S3)
-        if "@" in authority or (odd and not authority.startswith(("arn:", "["))):
-            return True
-    return False
-
-
 def refuse_secrets(uri: str) -> None:
     """Raises SourceError where `holds_secret`; the message does not tell it."""
     if holds_secret(uri):
@@ -316,17 +341,18 @@ def refuse_secrets(uri: str) -> None:
         )
 
 
-def redact(text: str) -> str:
-    """``text`` without the queries of URLs, which may be signatures, and without user names."""
-    return _QUERY.sub(lambda m: f"{m[1] or m[2]}...", _USER.sub(r"\1...@", text))
-
-
 def reading_error(uri: str, error: Exception) -> SourceError:
     """What to say when ``uri`` cannot be read; holds no secret of the URI or the error."""
     place = redact(uri)
+    if len(place) > _LONGEST_SHOWN:  # else the reason behind it would be cut off
+        place = f"{place[:_LONGEST_SHOWN]}... ({len(place)} characters)"
     status = getattr(error, "status", None)  # aiohttp's
     if isinstance(error, SourceError):
         return error
+    if isinstance(error, Refused):
+        return SourceError(f"{place} {error}")
+    if isinstance(error, TimeoutError):
+        return SourceError(f"cannot read {place}: no answer within storage.timeout_s")
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return MissingSourceError(f"there is nothing at {place}: check the path")
     if isinstance(error, IsADirectoryError):
@@ -339,31 +365,26 @@ def reading_error(uri: str, error: Exception) -> SourceError:
             "use an instance role, or ask for anonymous access"
         )
     if isinstance(error, ImportError):
-        return SourceError(f"no driver to read {place}: {redact(str(error))}")
-    detail = " ".join(redact(str(error)).split())
-    return SourceError(f"cannot read {place}: {type(error).__name__}: {detail}")
-
-
-def _protocol(uri: str) -> str:
-    return uri.partition("://")[0].lower() if "://" in uri else "file"
+        return SourceError(f"no driver to read {place}: {redact_text(str(error))}")
+    if isinstance(status, int) or type(error).__name__ == "ClientPayloadError":
+        # Their texts quote what came, which may be of any server or file.
+        text = "its answer breaks off" if status is None else f"status {status}"
+        return SourceError(f"cannot read {place}: {type(error).__name__}, {text}")
+    detail = " ".join(redact_text(str(error).replace(uri or " ", place or " ")).split())
+    return SourceError(f"cannot read {place}: {type(error).__name__}: {detail:.{_LONGEST_SHOWN}}")
 
 
 def _options(uri: str, storage: Storage) -> dict[str, Any]:
-    protocol = _protocol(uri)
-    if protocol in _S3:
+    if protocol(uri) in S3:
         return {
             "anon": storage.anonymous,
             "endpoint_url": storage.endpoint,
             "config_kwargs": s3_config(storage),
         }
-    if protocol in _HTTP:
-        import aiohttp
-
-        limits = {"sock_connect": storage.timeout_s, "sock_read": storage.timeout_s}
-        return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, **limits)}}
     return {}
 
 
 def _local_path(name: str) -> str:
     # Links are kept: an image beside a linked COCO file is looked for beside the link.
-    return os.path.normpath(Path(name).expanduser().absolute())
+    full = os.path.expanduser(name)  # noqa: PTH111 (Path raises for a user that is none)
+    return os.path.normpath(Path(full).absolute())

@@ -5,10 +5,13 @@ A member's URI is that of the tar with its byte range, ``s3://b/a.tar#offset=153
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
+from typing import BinaryIO
 
 from af_pipeline.data.manifest import SourceImage
 from af_pipeline.data.storage import LOCAL, SourceError, Storage, open_file, range_uri, redact
@@ -20,6 +23,16 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 # hold the headers of several small images.
 _READ_AHEAD, _READ_AHEAD_LOCAL = 1 << 18, 1 << 13
 _AT_ONCE = 32  # tars whose headers are read side by side: a remote one is all waiting
+_EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_MAX_EXTENSION = 1 << 20  # bytes: a name has 4,096 at most, further attributes some 65,536
+_SPARSE = {"GNU.sparse.major", "GNU.sparse.size", "GNU.sparse.map"}
+_KEYWORDS = {"path", "size", "GNU.sparse.name"} | _SPARSE
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -60,16 +73,16 @@ def list_tar(
     for member in _members(uri, storage):
         path = member.name.removeprefix("./").lstrip("/")
         hidden = any(part.startswith(".") for part in path.split("/"))
-        if member.isdir() or hidden or not path.lower().endswith(suffixes):
+        if member.is_folder or hidden or not path.lower().endswith(suffixes):
             continue
-        if not member.isreg() or member.issparse():
+        if not member.is_file:
             raise SourceError(
                 f"{redact(uri)}: {path} is a link or sparse: pack the tar anew with "
                 "--dereference --hard-dereference and without --sparse"
             )
         if path in images:
             raise SourceError(f"{redact(uri)} holds {path} twice: make the names unique")
-        part = range_uri(uri, member.offset_data, member.size)
+        part = range_uri(uri, member.offset, member.size)
         images[path] = SourceImage(f"{name}/{path}", part, f"{member.size}-{member.mtime}")
     return list(images.values())
 
@@ -90,28 +103,115 @@ def _compressed(uri: str) -> SourceError:
     )
 
 
-def _members(uri: str, storage: Storage) -> Iterator[tarfile.TarInfo]:
+@dataclass(frozen=True)
+class _Member:
+    """One member of a tar; ``offset`` and ``size`` of its bytes, ``is_file`` and nothing else;
+    ``mtime``: time of its last change, s."""
+
+    name: str
+    offset: int
+    size: int
+    is_file: bool
+    is_folder: bool
+    mtime: int
+
+
+def _members(uri: str, storage: Storage) -> Iterator[_Member]:
     ahead = _READ_AHEAD if "://" in uri else _READ_AHEAD_LOCAL
     with open_file(uri, storage, ahead) as file:
         start = file.read(8)
         if any(start.startswith(magic) for magic in _MAGIC):
             raise _compressed(uri)
-        file.seek(0)
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                count = 0
-                while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # else every header stays
-                    count += 1
-                    yield member
-                # tarfile takes a broken header for the end.
-                file.seek(tar.offset)
-                whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-        except (tarfile.TarError, UnicodeError, ValueError, EOFError) as error:
+            yield from _walk(file)
+        except (tarfile.TarError, ValueError) as error:
             if isinstance(error, SourceError):
                 raise
             raise SourceError(f"{redact(uri)} is no tar, broken or cut short: {error}") from error
-        if not whole:
-            raise SourceError(
-                f"{redact(uri)} is broken or cut short after {count} members, at byte {tar.offset}"
-            )
+
+
+def _walk(file: BinaryIO) -> Iterator[_Member]:
+    """The members of a tar, header by header.
+
+    tarfile reads extended headers within each other, of any number and size, and goes round for
+    ever where a size is negative.
+    """
+    whole = file.seek(0, io.SEEK_END)
+    at = count = 0
+    common: dict[str, str] = {}  # pax keywords for all members that follow
+    own: dict[str, str] = {}  # for the next one
+    while (header := _header(file, at, count)) is not None:
+        known = common | own
+        extends = header.type in _EXTENDED
+        data = at + tarfile.BLOCKSIZE
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            data = _behind_sparse(file, data)
+        size = header.size if extends else int(known.get("size", header.size))
+        without = header.type in tarfile.SUPPORTED_TYPES and not header.isreg() and not extends
+        held = 0 if without else size
+        if size < 0 or data + held > whole:
+            raise ValueError(f"{size} bytes of member {count} do not fit, at byte {at} of {whole}")
+        if not extends:
+            name = known.get("GNU.sparse.name") or known.get("path") or header.name
+            sparse = header.type == tarfile.GNUTYPE_SPARSE or bool(known.keys() & _SPARSE)
+            is_file = header.isreg() and not sparse
+            yield _Member(name, data, size, is_file, header.isdir(), int(header.mtime))
+            own = {}
+            count += 1
+        elif header.type == tarfile.XGLTYPE:
+            common = common | _extension(file, header.type, data, size)
+        else:
+            own = own | _extension(file, header.type, data, size)
+        at = data + -(-held // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _header(file: BinaryIO, at: int, count: int) -> tarfile.TarInfo | None:
+    """The header block at byte ``at``; None for the empty one that ends a tar."""
+    file.seek(at)
+    block = file.read(tarfile.BLOCKSIZE)
+    if block == bytes(tarfile.BLOCKSIZE):
+        return None
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.TarError as error:
+        raise ValueError(f"{error} after {count} members, at byte {at}") from None
+
+
+def _behind_sparse(file: BinaryIO, at: int) -> int:
+    """Where the data of an old sparse member begin, whose header goes on at byte ``at``."""
+    file.seek(at - tarfile.BLOCKSIZE + 482)
+    while file.read(1) not in (b"\0", b""):
+        file.seek(at + 504)
+        at += tarfile.BLOCKSIZE
+    return at
+
+
+def _extension(file: BinaryIO, kind: bytes, at: int, size: int) -> dict[str, str]:
+    """The pax keywords that matter here, a GNU long name as "path"."""
+    if kind == tarfile.GNUTYPE_LONGLINK:
+        return {}
+    if size > _MAX_EXTENSION:
+        raise ValueError(f"an extended header has {size} bytes, more than {_MAX_EXTENSION}")
+    file.seek(at)
+    data = file.read(size)
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {"path": _decoded(data.partition(b"\0")[0])}
+    found = {}
+    place = 0
+    while place < len(data) and data[place]:  # LENGTH NAME=VALUE, a line each
+        digits = data[place : place + 20].partition(b" ")[0]
+        end = place + int(digits) if digits.isdigit() else 0
+        name, equals, value = data[place + len(digits) + 1 : end - 1].partition(b"=")
+        if not equals or data[end - 1 : end] != b"\n":
+            raise ValueError(f"a pax header is broken, at byte {at + place}")
+        key = _decoded(name)
+        if key in _KEYWORDS:
+            found[key] = _decoded(value)
+        place = end
+    if not found.get("size", "0").isdecimal() or len(found.get("size", "")) > 20:
+        raise ValueError(f"a pax header has a size that is none, at byte {at}")
+    return found
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")

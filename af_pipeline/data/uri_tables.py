@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
+from af_pipeline.data.manifest import LONGEST
+from af_pipeline.data.reach import is_remote, refusal
+from af_pipeline.data.secrets import redact_text
+from af_pipeline.data.sources import refused_entry
 from af_pipeline.data.storage import (
     LOCAL,
     SourceError,
@@ -28,12 +33,14 @@ ID_COLUMN = "image_id"
 _BATCH_ROWS = 50_000
 _READ_BYTES = 4 << 20  # of one read of a remote file
 _MAY_HOLD_SECRET = r"://[^/?#]*[@:]"
-# Queries as `redact` knows them, any of HTTP's and name=value of others; a part of a tar stays.
+# Queries as `redact` knows them, any of HTTP's and name=value of others, and fragments of HTTP's; a
+# part of a tar stays.
 _QUERY = (
-    r"(?is)^(?:([^?]*https?://[^?]*)\?.*?|([^?]*://[^?]*)\?[^/=]*=.*?)"
+    r"(?is)^(?:([^?#]*https?://[^?#]*)(?:[?#].*?)??|([^?]*://[^?]*)\?[^/=]*=.*?)"
     r"(#offset=\d+&size=\d+)?$"
 )
 _VERSION = "version"
+_PLAIN = r"(?i)^(?:s3a?|https?)://"  # where any list may lead
 _TAKEN = {name.casefold() for name in (ID_COLUMN, "uri", "file_row_number", *IMAGES.names)}
 _HELP = "rename or drop them"
 
@@ -60,8 +67,8 @@ def read_uri_tables(
 
     Raises:
         SourceError: a file is missing or broken, lacks a column, has another schema than the
-            first, has a column named like one of the output, a row without id or URI, or no file
-            has a row.
+            first, has a column named like one of the output, a row without id or URI or with one
+            that `refusal` names, or no file has a row.
     """
     columns = columns or Columns()
     schema: pa.Schema | None = None
@@ -71,6 +78,8 @@ def read_uri_tables(
         start = 0
         for batch in _batches(file, columns, schema, storage):
             table = _normalised(pa.Table.from_batches([batch]), file, start, folder, columns)
+            if storage.reach == "own":
+                _check_reach(batch[columns.uri].cast(pa.string()), file, start, folder)
             start += table.num_rows
             table = _like(table, schema, file, files[0])
             schema = table.schema
@@ -90,18 +99,28 @@ def _batches(
             if is_csv:
                 yield from _csv_batches(source, columns, schema)
                 return
-            parquet = pq.ParquetFile(source, buffer_size=_READ_BYTES)
+            # Else a kilobyte of file can stand for gigabytes of one long name again and again.
+            footer = pq.read_metadata(source)
+            paths = {footer.schema.column(number).path for number in range(footer.num_columns)}
+            parquet = pq.ParquetFile(
+                source,
+                metadata=footer,
+                buffer_size=_READ_BYTES,
+                read_dictionary=sorted(paths & {columns.image_id, columns.uri}),
+            )
             yield _empty(parquet.schema_arrow)
             yield from parquet.iter_batches(_BATCH_ROWS)
     except pa.ArrowInvalid as error:
         kind = "CSV" if is_csv else "Parquet"
         hint = "; types are guessed from the first rows: use Parquet" if is_csv else ""
-        text = " ".join(str(error).split())
-        raise SourceError(f"{redact(file)} is no valid {kind} file: {text}{hint}") from error
+        text = " ".join(redact_text(str(error)).split())
+        raise SourceError(f"{redact(file)} is no valid {kind} file: {text:.500}{hint}") from None
+    except MemoryError:
+        raise SourceError(f"{redact(file)} has rows that need more memory than there is") from None
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"cannot read {redact(file)}: {redact(str(error))}") from None
+        raise SourceError(f"cannot read {redact(file)}: {redact_text(str(error))}") from None
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:
@@ -128,6 +147,10 @@ def _csv_batches(
 def _normalised(table: pa.Table, file: str, start: int, folder: str, columns: Columns) -> pa.Table:
     """A batch with columns image_id and uri, checked; start: number of its first row."""
     _check_columns(table.schema.names, file, columns)
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid as error:  # text that is no UTF-8 would stop the run when it is written
+        raise SourceError(f"{redact(file)} row {start} or one after it: {error}") from None
     uri = _text(table, columns.uri, file, start)
     has_id = columns.image_id in table.schema.names
     image_id = _text(table, columns.image_id, file, start) if has_id else _ids(uri, folder)
@@ -149,7 +172,7 @@ def _own_names(columns: Columns) -> tuple[str, ...]:
 
 def _check_columns(names: list[str], file: str, columns: Columns) -> None:
     place = redact(file)
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise SourceError(f"{place} has several columns named {twice[0]!r}: rename or drop them")
     missing = [columns.uri] if columns.uri not in names else []
@@ -169,8 +192,8 @@ def _check_columns(names: list[str], file: str, columns: Columns) -> None:
     clash = [name for name in extras if name.casefold() in _TAKEN]
     if clash:
         raise SourceError(f"{place} has columns whose names are taken: {', '.join(clash)}; {_HELP}")
-    folded = [name.casefold() for name in extras]
-    alike = [n for n, key in zip(extras, folded, strict=True) if folded.count(key) > 1]
+    folded = Counter(name.casefold() for name in extras)
+    alike = [name for name in extras if folded[name.casefold()] > 1]
     if alike:
         raise SourceError(
             f"{place} has columns that differ only in case: {', '.join(alike)}; {_HELP}"
@@ -183,6 +206,16 @@ def _check_secrets(uri: pa.ChunkedArray, file: str, start: int) -> None:
     for row, text in zip(maybe.to_pylist(), uri.take(maybe).to_pylist(), strict=True):
         if holds_secret(text):
             raise SourceError(f"{redact(file)} row {start + row} has a URI with a user or a secret")
+
+
+def _check_reach(uri: pa.Array, file: str, start: int, folder: str) -> None:
+    """Raise SourceError for an entry that `refusal` names; few are looked at one by one."""
+    odd = pc.match_substring_regex(uri, r"://|\.\.|%" + ("|^/" if is_remote(file) else ""))
+    maybe = pc.indices_nonzero(pc.and_not(odd, pc.match_substring_regex(uri, _PLAIN)))
+    for row, text in zip(maybe.to_pylist(), uri.take(maybe).to_pylist(), strict=True):
+        if reason := refusal(text, file, folder):
+            entry = f"{redact(file)} row {start + row}: {redact(text)[:200]!r}"
+            raise refused_entry(entry, reason)
 
 
 def _absolute(uri: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -215,6 +248,10 @@ def _as_text(table: pa.Table, name: str, file: str) -> pa.ChunkedArray:
         raise SourceError(
             f"{redact(file)}: column {name!r} holds {kind}, expected text or whole numbers"
         )
+    for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
+        longest = pc.max(pc.binary_length(chunk.dictionary.cast(pa.binary()))).as_py() or 0
+        if longest > LONGEST:
+            raise SourceError(f"{redact(file)} has a {name} of {longest} bytes, over {LONGEST}")
     return column.cast(pa.string())
 
 
@@ -225,7 +262,7 @@ def _like(table: pa.Table, schema: pa.Schema | None, file: str, first: str) -> p
     try:
         return table.select(schema.names).cast(schema)
     except (KeyError, ValueError, pa.ArrowException) as error:
-        text = " ".join(str(error).split())
+        text = " ".join(redact_text(str(error)).split())
         raise SourceError(
-            f"{redact(file)} has other columns or types than {redact(first)}: {text}"
-        ) from error
+            f"{redact(file)} has other columns or types than {redact(first)}: {text:.500}"
+        ) from None

@@ -5,6 +5,7 @@ On S3 by pages of one flat listing, so bounded by a page.
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 from collections.abc import Callable, Iterator
@@ -27,7 +28,19 @@ from af_pipeline.data.storage import (
     s3_config,
 )
 
+IMAGE_SUFFIXES: tuple[str, ...] = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".bmp",
+    ".gif",
+)
+
 _PAGE = 1000  # S3's own limit
+_DEEPEST = 200  # folders within each other; pages of a web server can go on for ever
 
 
 class File(NamedTuple):
@@ -101,6 +114,8 @@ def _walk(
 ) -> Iterator[str]:
     """Names below ``folder``, itself relative to base; trail: real folders above and it."""
     place = f"{base}/{folder}".rstrip("/") or "/"
+    if folder.count("/") >= _DEEPEST:
+        raise SourceError(f"{redact(place):.300} lies more than {_DEEPEST} folders deep")
     # A folder's "/" makes it sort as its content does in the whole paths.
     for entry in sorted(entries(place)):
         name = f"{folder}/{entry}" if folder else entry
@@ -120,9 +135,20 @@ def _local_entries(folder: str) -> list[str]:
     """Visible names in a folder, those of folders with "/" behind."""
     try:
         with os.scandir(folder) as found:
-            return [e.name + "/" * e.is_dir() for e in found if not e.name.startswith(".")]
+            return [e.name + "/" * _is_folder(e) for e in found if not e.name.startswith(".")]
     except OSError as error:
         raise reading_error(folder, error) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        # Like a link that leads nowhere, one in a circle is a file that cannot be read.
+        nowhere = error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
+        if nowhere or entry.name.lower().endswith(IMAGE_SUFFIXES):
+            return False
+        raise
 
 
 def _entries_of(system: fsspec.AbstractFileSystem) -> Callable[[str], list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from af_pipeline.config import config_hash, dump_config
+from af_pipeline.data.secrets import redact_tree
 from af_pipeline.dist.publish import Totals
 from af_pipeline.dist.run_budget import Floor
 from af_pipeline.dist.sink import DAMAGED, RUN_FILE, RunFolder
@@ -27,7 +28,7 @@ LIBRARIES = (
 )
 
 # Settings that change how a run goes, not what it finds: free to differ when resuming.
-NOT_IDENTITY = (*NOT_IN_ROWS, "source.storage")
+NOT_IDENTITY = (*NOT_IN_ROWS, "source.storage", "source.max_bytes", "source.reach")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def write_run(
         RUN_FILE,
         {
             "run_id": folder.run_id,
-            "config": dump_config(config),
+            "config": redact_tree(dump_config(config)),
             "config_hash": config_hash(config, NOT_IDENTITY),
             "checkpoint_hash": identity["detector"],
             "class_names": identity["class_names"],

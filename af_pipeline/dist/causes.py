@@ -15,7 +15,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from af_pipeline.data.storage import redact
+from af_pipeline.data.secrets import redact_text
 from af_pipeline.dist.sink import OutputLostError
 
 DEATHS = (NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError)
@@ -70,7 +70,7 @@ def reason_in(text: str) -> str:
     """The line of a traceback that says why: the first error in it is what the others come from."""
     lines = [line.strip() for line in COLOUR.sub("", text).splitlines() if line.strip()]
     errors = [line for line in lines if ERROR_LINE.match(line)]
-    return redact((errors or lines[-1:] or ["no reason given"])[0])[:400]
+    return redact_text((errors or lines[-1:] or ["no reason given"])[0])[:400]
 
 
 def is_death(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from af_pipeline.data.secrets import redact
 from af_pipeline.dist.pools import PoolPlan, Route
 from af_pipeline.dist.stages import FusedStage, StageSettings
 from af_pipeline.dist.todo import scan
@@ -102,8 +103,8 @@ def describe(config: IndexConfig, plan: Plan, pools: Sequence[PoolPlan], images:
     """Source, scales, lanes and pools, a line each."""
     plan_name = "fused" if config.is_fused else "staged"
     lines = [
-        f"source      {images} images: {config.source.uri}",
-        f"output      {config.output.uri or '(none given)'}; nothing is written now",
+        f"source      {images} images: {redact(config.source.uri)}",
+        f"output      {redact(config.output.uri) or '(none given)'}; nothing is written now",
         f"plan        {config.mode}, {plan_name}, {config.ray.rows_per_block} images a block",
     ]
     lines += [f"scale {i}     {_scale(scale)}" for i, scale in enumerate(plan.scales)]
@@ -115,7 +116,9 @@ def costs(config: IndexConfig, sample: Sample, images: int, seconds: float) -> l
     """What the sample cost and what all images will, a line each."""
     good = sample.good
     lines = [f"sample      {len(sample.rows)} images, {len(sample.rows) - len(good)} errors"]
-    lines += [f"error       {row.image_id}: {row.error}" for row in sample.rows if row.error]
+    lines += [
+        f"error       {redact(row.image_id)}: {row.error}" for row in sample.rows if row.error
+    ]
     if not good:
         return [*lines, "estimate    none: no image of the sample could be looked at"]
     pixels = np.mean([row.ledger.pixels for row in good], axis=0)

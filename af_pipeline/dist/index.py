@@ -14,7 +14,8 @@ from rich.console import Console
 from af_pipeline.config import config_hash, dump_without
 from af_pipeline.data.listing import list_tables
 from af_pipeline.data.manifest import SourceImage, write_manifest, write_tables
-from af_pipeline.data.storage import storage_of
+from af_pipeline.data.secrets import redact_tree
+from af_pipeline.data.storage import source_storage, storage_of
 from af_pipeline.dist.account import NOT_IDENTITY, Outcome, budget_record, write_run
 from af_pipeline.dist.detector_source import detector_from_config
 from af_pipeline.dist.dry_run import costs, describe, estimate_seconds, run_sample, sample_images
@@ -61,14 +62,14 @@ def index(
     identity = {
         "job": "index",
         "schema": SCHEMA_VERSION,
-        "config": dump_without(config, NOT_IDENTITY),
+        "config": redact_tree(dump_without(config, NOT_IDENTITY)),
         "detector": detector.identity,
         "class_names": list(detector.class_names),
     }
     plan = build_plan(config)
     pools = plan_pools(config, plan, ray.cluster_resources())
-    storage = storage_of(config.source.storage)
     source = config.source
+    storage = source_storage(source)
     settings = StageSettings(plan, detector, source.max_pixels, storage, source.depth)
     with reaching(folder.uri):
         floor = stored_floor(folder, identity)
@@ -105,8 +106,8 @@ def dry_run(config: IndexConfig, detector: DetectorSource | None = None) -> list
     check_guarantee(config, detector.identity)
     plan = build_plan(config)
     pools = plan_pools(config, plan, cluster)
-    storage = storage_of(config.source.storage)
     source = config.source
+    storage = source_storage(source)
     settings = StageSettings(plan, detector, source.max_pixels, storage, source.depth)
     with tempfile.TemporaryDirectory(prefix="af_pipeline-") as scratch:
         manifest = Path(scratch) / "manifest.parquet"
@@ -128,6 +129,6 @@ def list_source(config: IndexConfig, images: Iterable[SourceImage] | None, manif
     if images is not None:
         return write_manifest(images, manifest)
     source = config.source
-    storage = storage_of(source.storage)
+    storage = source_storage(source)
     tables = list_tables(source.uri, source.images, storage, source.id_column, source.uri_column)
     return write_tables(tables, manifest)

@@ -12,6 +12,7 @@ from af_pipeline.data.storage import (
     is_local,
     reading_error,
     redact,
+    source_storage,
     storage_of,
 )
 from af_pipeline.data.voc import is_image_set
@@ -48,7 +49,7 @@ def check_source(source: SourceConfig) -> None:
 
     Of a VOC image set, which is read whole, only the file must be there.
     """
-    storage = storage_of(source.storage)
+    storage = source_storage(source)
     if is_image_set(source.uri):
         if not exists(source.uri, storage):
             raise MissingSourceError(f"there is nothing at {redact(source.uri)}: check the path")

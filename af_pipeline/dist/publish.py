@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from af_pipeline.data.secrets import redact
 from af_pipeline.data.storage import is_local
 from af_pipeline.dist.sink import PARTIAL, RunFolder
 from af_pipeline.dist.todo import connect, scan
@@ -167,7 +168,7 @@ def _add_totals(totals: Totals, rows: Sequence[ImageRow]) -> None:
         if row.error:
             totals.errors += 1
             if len(totals.first_errors) < 10:
-                totals.first_errors.append(f"{row.image_id}: {row.error}")
+                totals.first_errors.append(f"{redact(row.image_id)}: {row.error}")
         totals.detections += len(row.detections)
         totals.chips += sum(ledger.chips[1:])
         totals.chips_refused += sum(ledger.refused)

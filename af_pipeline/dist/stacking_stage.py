@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from af_pipeline.cascade import stack
+from af_pipeline.data.secrets import redact_text
 from af_pipeline.dist.meter import StageMeter
 from af_pipeline.plans import Plan
 from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
@@ -17,7 +18,8 @@ STACK = "Stack"
 def fail(row: ImageRow, message: str) -> None:
     """Mark a row as failed: one line of reason, no detections, no chips."""
     fresh = ImageRow(row.image_id, row.uri)
-    row.error = " ".join(message.split())[:500] or "unknown error"
+    text = redact_text(" ".join(message.split()))[:500].encode(errors="backslashreplace").decode()
+    row.error = text or "unknown error"
     row.detections, row.chips, row.candidates = fresh.detections, [], []
 
 

@@ -1,6 +1,5 @@
 """manifest: what is written, streamed, and the ids that occur twice."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from af_pipeline.data import manifest
 from af_pipeline.data.manifest import SourceImage, image_tables, write_manifest, write_tables
-from af_pipeline.data.sources import list_directory
 from af_pipeline.data.storage import SourceError
 from af_pipeline.schema import MANIFEST
 
@@ -102,13 +100,6 @@ def test_the_check_may_use_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "m.parquet"
     assert write_tables([pa.table({"image_id": ids, "uri": ids})], path) == 300_000
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_name_that_is_not_unicode(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / os.fsdecode(b"\xff.jpg")).touch()
-    with pytest.raises(SourceError, match="rename the file"):
-        write_manifest(list_directory(str(tmp_path / "in")), tmp_path / "m.parquet")
 
 
 def test_row_groups_must_hold_a_row(tmp_path: Path) -> None:

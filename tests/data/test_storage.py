@@ -27,8 +27,6 @@ from af_pipeline.data.storage import (
     parent,
     range_uri,
     read_bytes,
-    reading_error,
-    redact,
 )
 from af_pipeline.data.walk import list_files
 from tests.data.s3_server import Fault, Quiet, Server, faulty_s3, serve
@@ -310,22 +308,6 @@ def test_credentials_in_a_uri_are_refused(uri: str) -> None:
         assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-def test_redact() -> None:
-    signed = f"https://h/a.jpg?X-Amz-Signature={SECRET}&b=c"
-    assert redact(f"url='{signed}', more") == "url='https://h/a.jpg?...', more"
-    assert redact(f"abfs://c/a?sig={SECRET}") == "abfs://c/a?..."
-    assert redact(f"ftp://u:{SECRET}@h/a@b") == "ftp://...@h/a@b"
-    for plain in ("s3://b/cam?/x=1/*.tif", "/a?b=c", "s3://b/a@b#c=d", "s3://b/k?.jpg"):
-        assert redact(plain) == plain
-
-
-def test_reading_error_takes_a_status() -> None:
-    error = OSError(f"boom https://h/x?sig={SECRET}\nsecond line")
-    text = str(reading_error(f"https://h/x?sig={SECRET}", error))
-    assert SECRET not in text
-    assert "\n" not in text
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -334,6 +316,8 @@ def test_reading_error_takes_a_status() -> None:
         ({"attempts": 0}, "attempts"),
         ({"timeout_s": 0.0}, "timeout_s"),
         ({"timeout_s": float("nan")}, "timeout_s"),
+        ({"min_rate": 0.0}, "min_rate"),
+        ({"max_bytes": 0}, "max_bytes"),
     ],
 )
 def test_storage_that_cannot_work(fields: dict, message: str) -> None:

@@ -133,6 +133,92 @@ def test_links_and_twins_are_refused(tmp_path: Path) -> None:
         list(list_images(uri))
 
 
+def block(kind: bytes, size: int, name: str = "x") -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, max(0, size)
+    made = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if size < 0:
+        made[124:136] = b"\xff" + size.to_bytes(11, "big", signed=True)
+        made[148:156] = b"%06o\0 " % (sum(made[:148]) + 8 * 32 + sum(made[156:]))
+    return bytes(made)
+
+
+def extended(kind: bytes, data: bytes) -> bytes:
+    return block(kind, len(data)) + data + bytes(-len(data) % 512)
+
+
+def keyword(text: str) -> bytes:
+    """One line of a pax header."""
+    size = len(text) + 3
+    size += len(str(size)) - 1
+    return f"{size} {text}\n".encode()
+
+
+IMAGE = block(b"0", 5, "a.jpg") + b"hello".ljust(512, b"\0")
+END = bytes(1024)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "before",
+    [
+        extended(b"x", keyword("comment=x")) * 5000,
+        extended(b"g", keyword("comment=x")) * 5000,
+        extended(b"L", b"b.jpg") * 5000 + extended(b"L", b"a.jpg\0"),
+        extended(b"K", bytes(2 << 20)) * 2,
+        extended(b"x", keyword("path=a.jpg") + keyword("size=5")),
+        extended(b"x", keyword("SCHILY.xattr.user.x=" + "1" * 900_000)),
+        extended(b"Y", b"unknown kind"),
+    ],
+    ids=["pax", "global pax", "long names", "long link", "keywords", "attributes", "unknown"],
+)
+def test_many_and_large_headers_are_read(tmp_path: Path, before: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(before + IMAGE + END)
+    (found,) = list_images(f"{tmp_path}/a.tar")
+    assert (found.image_id, read_bytes(found.uri)) == ("a.tar/a.jpg", b"hello")
+
+
+@pytest.mark.timeout(60)  # negative sizes led round for ever, digits through a quadratic pattern
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (block(b"L", 8 << 30), "8589934592 bytes of member 0 do not fit, at byte 0 of"),
+        (extended(b"L", b"x" * (2 << 20)), "extended header has 2097152 bytes, more than 1048576"),
+        (extended(b"x", bytes(2 << 20)), "extended header has 2097152 bytes"),
+        (IMAGE + block(b"0", -1024, "b.txt"), "-1024 bytes of member 1 do not fit, at byte 1024"),
+        (IMAGE + block(b"0", -512, "b.txt"), "-512 bytes of member 1 do not fit, at byte 1024"),
+        (block(b"x", -512) + IMAGE, "-512 bytes of member 0 do not fit"),
+        (extended(b"x", b"1" * 1_000_000) + IMAGE, "a pax header is broken, at byte 512"),
+        (extended(b"x", b"99 path=a.jpg\n") + IMAGE, "a pax header is broken"),
+        (extended(b"x", b"0 path=a.jpg\n") + IMAGE, "a pax header is broken"),
+        (extended(b"x", keyword("size=-5")) + IMAGE, "a size that is none"),
+        (extended(b"x", keyword("size=" + "9" * 5000)) + IMAGE, "a size that is none"),
+        (extended(b"x", keyword("size=" + "9" * 20)) + IMAGE, "9{20} bytes of member 0 do not"),
+        (extended(b"x", keyword("GNU.sparse.map=0,1")) + IMAGE, r"a\.jpg is a link or sparse"),
+        (block(b"S", 512, "a.jpg"), r"a\.jpg is a link or sparse"),
+        (block(b"S", 4096, "a.jpg"), "4096 bytes of member 0 do not fit"),
+    ],
+)
+def test_hostile_headers_are_one_line(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "a.tar").write_bytes(data + END)
+    with pytest.raises(SourceError, match=message) as caught:
+        list(list_images(f"{tmp_path}/a.tar"))
+    assert "\n" not in str(caught.value)
+
+
+def test_sparse_members_between_images(tmp_path: Path) -> None:
+    """Their header goes on in further blocks, which are no members."""
+    sparse = bytearray(block(b"S", 512, "s.bin"))
+    sparse[482] = 1
+    sparse[148:156] = b"%06o\0 " % (sum(sparse[:148]) + 8 * 32 + sum(sparse[156:]))
+    more = b"\0" * 504 + b"\1" + b"\0" * 7
+    last = bytes(512)
+    data = bytes(sparse) + more * 3 + last + b"d" * 512 + IMAGE + END
+    (tmp_path / "a.tar").write_bytes(data)
+    (found,) = list_images(f"{tmp_path}/a.tar")
+    assert read_bytes(found.uri) == b"hello"
+
+
 def test_no_image(tmp_path: Path) -> None:
     uri = pack(tmp_path / "a.tar", {"a.txt": b"x"})
     pack(tmp_path / "b.tar", {})
