@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -103,7 +102,6 @@ def move(targets: Targets, device: torch.device) -> Targets:
 def make_batches(
     stream: ChipStream,
     state: StreamState,
-    global_batch: int,
     rank: int,
     world: int,
     threads: int = 2,
@@ -111,10 +109,10 @@ def make_batches(
 ) -> Generator[Batch, None, None]:
     """Batches of one worker from ``state`` on, made ahead in threads, without end.
 
-    Worker ``rank`` of ``world`` takes every world-th chip of each global batch.
+    Worker ``rank`` of ``world`` serves every world-th slot of the stream's global batches.
     """
-    if global_batch % world:
-        raise ValueError(f"global_batch {global_batch} must be a multiple of {world} workers")
+    if stream.slots % world:
+        raise ValueError(f"global_batch {stream.slots} must be a multiple of {world} workers")
     ready: queue.Queue = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
 
@@ -129,7 +127,7 @@ def make_batches(
     def produce() -> None:
         try:
             with ThreadPoolExecutor(threads, thread_name_prefix="chips") as pool:
-                for item in _pending(stream, state, global_batch, rank, world, pool, ahead):
+                for item in _pending(stream, state, (rank, world), pool, ahead):
                     if stopped.is_set():
                         pool.shutdown(cancel_futures=True)
                         return
@@ -152,20 +150,18 @@ def make_batches(
 def _pending(
     stream: ChipStream,
     state: StreamState,
-    global_batch: int,
-    rank: int,
-    world: int,
+    place: tuple[int, int],
     pool: ThreadPoolExecutor,
     ahead: int,
 ) -> Iterator[Batch]:
     """Keep the chips of ``ahead`` steps in the making; yield the steps in order."""
+    rank, world = place
     walk = stream.walk(state)
     waiting: deque[tuple[list[Future[Sample]], StreamState]] = deque()
     while True:
         while len(waiting) < ahead:
-            step = list(islice(walk, global_batch))
-            mine = [pool.submit(stream.sample, ref) for ref, _ in step[rank::world]]
-            waiting.append((mine, step[-1][1]))
+            refs, after = next(walk)
+            waiting.append(([pool.submit(stream.sample, ref) for ref in refs[rank::world]], after))
         futures, after = waiting.popleft()
         images, targets = collate([future.result() for future in futures])
         yield Batch(images, targets, after)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from af_pipeline.codec import resize
+from af_pipeline.exif import SIDEWAYS
 from af_pipeline.focus import FocusRule, focus_labels
 from af_pipeline.scales import Scale
 from af_pipeline.sniper import ChipBoxes, ChipWindow, boxes_in_window
@@ -37,12 +38,22 @@ class SampleRule:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """image uint8 [H, W, 3] RGB; boxes float32 [N, 4] original px; labels [N]; crowd [N] bool."""
+    """image uint8 [H, W, 3] RGB; boxes float32 [N, 4] original px; labels [N]; crowd [N] bool.
+
+    ``turn``: the EXIF orientation by which boxes were turned from the stored pixels, 1: not.
+    """
 
     image: NDArray[np.uint8]
     boxes: NDArray[np.float32]
     labels: NDArray[np.int32]
     crowd: NDArray[np.bool_]
+    turn: int = 1
+
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """(height, width) of the pixels that boxes were drawn on."""
+        height, width = self.image.shape[:2]
+        return (width, height) if self.turn in SIDEWAYS else (height, width)
 
 
 @dataclass(frozen=True)

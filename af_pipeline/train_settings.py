@@ -25,7 +25,19 @@ class DataConfig(Section):
     val_images: str | None = Field(None, description="image folder of data.val, likewise")
     depth: DepthConfig = DepthConfig()
     on_broken: Literal["fail", "drop"] = Field(
-        "fail", description="broken annotations: stop and name them, or leave them out and say so"
+        "fail",
+        description="broken boxes and images: stop and name them, or leave them out and say so",
+    )
+    exif: Literal["auto", "upright", "stored"] = Field(
+        "auto",
+        description="pixels that boxes of EXIF-turned images refer to (pycocotools and torchvision "
+        "show stored ones); auto: those of the annotated width and height, upright where both are",
+    )
+    check_images: int = Field(
+        2000,
+        ge=0,
+        description="images looked at before the first step, evenly spread; their pixels too where "
+        "that takes seconds; 0: none. All of them: jobs/train.py --check",
     )
     proposals: str | None = Field(
         None, description="detections folder of jobs/mine.py; gives mined negative chips"

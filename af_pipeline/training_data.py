@@ -7,21 +7,31 @@ from dataclasses import replace
 
 import numpy as np
 
-from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
+from af_pipeline.data.annotations import (
+    AnnotatedDataset,
+    AnnotatedImage,
+    AnnotationError,
+    fail,
+    first_of,
+)
 from af_pipeline.data.load import load_annotations
+from af_pipeline.data.open_images import check_images
 from af_pipeline.data.proposals import load_proposals
 from af_pipeline.data.synthetic import CLASS_NAMES
-from af_pipeline.data.training import (
-    ChipStream,
+from af_pipeline.data.training import ChipStream, class_repeats
+from af_pipeline.data.training_images import (
+    CHUNK,
     FileImages,
     ImageCache,
     ImageSource,
     SceneImages,
-    class_repeats,
 )
 from af_pipeline.samples import SampleRule
 from af_pipeline.sniper import CoverRule
-from af_pipeline.train_settings import TrainConfig
+from af_pipeline.train_settings import DataConfig, TrainConfig
+
+DECODED_PX = 1_000_000_000  # a check decodes so many: 3 to 9 s of one core
+SCENE_BYTES = 3 * 1024 * 1024  # of a drawn scene, decoded
 
 
 def load_training(config: TrainConfig) -> AnnotatedDataset | None:
@@ -37,6 +47,94 @@ def load_validation(config: TrainConfig, names: tuple[str, ...]) -> AnnotatedDat
     data = config.data
     found = load_annotations(data.val, data.val_images, names, data.on_broken)
     return replace(found, images=evenly(found.images, config.validation.images))
+
+
+def look_at_data(
+    config: TrainConfig, dataset: AnnotatedDataset | None, every: bool = False
+) -> list[str]:
+    """`check_data` for the training and the validation images; what to tell of them.
+
+    Raises AnnotationError, with what is wrong with both, and ValueError.
+    """
+    told: list[str] = []
+    wrong: list[str] = []
+    sets: dict[str, AnnotatedDataset] = {}
+    if dataset is not None:
+        told += [f"left out: {line}" for line in first_of(dataset.dropped)]
+        sets["images of data.train"] = dataset
+    if config.validation.every:
+        judged = load_validation(config, class_names_of(config, dataset))
+        if not any(len(image.boxes) for image in judged.images):
+            raise ValueError("data.val has no boxes to be found")
+        sets["images of data.val (folder: data.val_images)"] = judged
+    for name, images in sets.items():
+        try:
+            told += check_data(images, config.data, name, every)
+        except AnnotationError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise AnnotationError("\n".join(wrong))
+    if dataset is not None:
+        told += check_cache(config, dataset)
+    return told
+
+
+def check_cache(config: TrainConfig, dataset: AnnotatedDataset) -> list[str]:
+    """A warning where a worker's cache holds fewer images than its slots are at."""
+    size = mean_bytes(dataset)
+    room = config.data.cache_gb * 1e9 / size
+    slots = config.optim.global_batch // config.run.workers
+    if room >= slots:
+        return []
+    return [
+        f"warning: data.cache_gb={config.data.cache_gb:g} holds {room:.0f} decoded images, but a "
+        f"worker is at {slots} at a time: they will be decoded many times an epoch; set it to "
+        f"{2 * slots * size / 1e9:.1f} or take more workers"
+    ]
+
+
+def check_data(
+    dataset: AnnotatedDataset, data: DataConfig, name: str, every: bool = False
+) -> list[str]:
+    """Look at the images of ``dataset`` before anything is trained; returns what to tell of them.
+
+    Args:
+        dataset: its images, or ``data.check_images`` of them, are read; their pixels are decoded
+            too where they are no more than `DECODED_PX`.
+        data: says what broken images are to be.
+        name: what messages call the images.
+        every: look at all, decode all and name all that is wrong.
+
+    Raises:
+        AnnotationError: images are broken and ``data.on_broken`` is "fail", or all are.
+    """
+    images = evenly(dataset.images, data.check_images) if not every else dataset.images
+    if not images or not (every or data.check_images):
+        return []
+    decode = every or sum(image.width * image.height for image in images) <= DECODED_PX
+    found = check_images(images, data.exif, decode, data.depth)
+    shown = found.looked_at if every else 10
+    if len(found.broken) == found.looked_at:
+        fail(f"{name}, none of which can be used", found.broken, shown)
+    if data.on_broken == "fail":
+        fail(f"{name} (data.on_broken=drop leaves such out)", found.broken, shown)
+    how = "decoded" if decode else "looked at the headers of"
+    told = [f"left out: {line}" for line in first_of(found.broken, shown)]
+    told += [
+        f"{name}: {how} {found.looked_at} of {len(dataset.images)} images, "
+        f"{len(found.broken)} of them left out"
+    ]
+    if found.turned:
+        told.append(
+            f"{name}: {found.turned} images are turned by EXIF and their boxes refer to the stored "
+            "pixels (data.exif): boxes are turned too"
+        )
+    if found.unsure:
+        told.append(
+            f"warning: {name}: {found.unsure} images are turned by EXIF, which their size does not "
+            "tell: boxes are taken as of the upright pixels, else set data.exif=stored"
+        )
+    return told
 
 
 def evenly(images: Sequence[AnnotatedImage], count: int) -> tuple[AnnotatedImage, ...]:
@@ -70,7 +168,7 @@ def cover_rule(config: TrainConfig) -> CoverRule:
 
 def build_stream(config: TrainConfig, dataset: AnnotatedDataset | None) -> ChipStream:
     """The run's stream of chips. Raises ValueError where the data cannot serve it."""
-    data, seed = config.data, config.run.seed
+    data, seed, slots = config.data, config.run.seed, config.optim.global_batch
     cache = ImageCache(int(data.cache_gb * 1e9))
     share = data.synthetic_share if data.synthetic_scenes else 0.0
     if dataset is None and data.proposals:
@@ -86,7 +184,10 @@ def build_stream(config: TrainConfig, dataset: AnnotatedDataset | None) -> ChipS
                 f"data.proposals={data.proposals} has no image of data.train: extract them with "
                 "jobs/mine.py from the same data"
             )
-        sources.append(FileImages(dataset, cache, proposals, depth=data.depth))
+        chunk = max(CHUNK, 4 * slots)
+        sources.append(
+            FileImages(dataset, cache, proposals, chunk, frame=data.exif, depth=data.depth)
+        )
         shares.append(1 - share)
     if share > 0:
         names = class_names_of(config, dataset)
@@ -95,7 +196,7 @@ def build_stream(config: TrainConfig, dataset: AnnotatedDataset | None) -> ChipS
                 f"drawn scenes have the classes {', '.join(CLASS_NAMES)}, the data have "
                 f"{', '.join(names)}: set data.synthetic_scenes=0"
             )
-        sources.append(SceneImages(data.synthetic_scenes, seed, cache))
+        sources.append(SceneImages(data.synthetic_scenes, seed, cache, max(8, 2 * slots)))
         shares.append(share)
     repeats = class_repeats(dataset, data.class_power) if dataset and data.class_power else None
     rule = SampleRule(
@@ -104,7 +205,31 @@ def build_stream(config: TrainConfig, dataset: AnnotatedDataset | None) -> ChipS
         flips=config.chips.flips,
         colour=config.chips.colour,
     )
-    return ChipStream(tuple(sources), tuple(shares), cover_rule(config), rule, seed, repeats)
+    return ChipStream(
+        tuple(sources),
+        tuple(shares),
+        cover_rule(config),
+        rule,
+        seed,
+        slots=slots,
+        mix=images_mixed(dataset, cache.capacity, slots),
+        repeats=repeats,
+        drop_broken=data.on_broken == "drop",
+    )
+
+
+def images_mixed(dataset: AnnotatedDataset | None, capacity: int, slots: int) -> int:
+    """How many images a slot may go through together: what half the cache holds, at most 16.
+
+    The same for any number of workers, of which one alone serves all slots.
+    """
+    return int(np.clip(capacity / (2 * slots * mean_bytes(dataset)), 1, 16))
+
+
+def mean_bytes(dataset: AnnotatedDataset | None) -> float:
+    """Of a decoded image; of a drawn scene where there are no others."""
+    sizes = [3 * image.width * image.height for image in dataset.images] if dataset else []
+    return float(np.mean(sizes)) if sizes else SCENE_BYTES
 
 
 def chips_per_epoch(stream: ChipStream, source: int = 0, most: int = 300) -> dict[str, float]:

@@ -2,50 +2,64 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from af_pipeline.cascade import run_cascade
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.load import to_coco
-from af_pipeline.data.training import read_image
-from af_pipeline.depth import BY_TYPE, DepthConfig
+from af_pipeline.data.open_images import BrokenImageError, open_image
 from af_pipeline.metrics import evaluate_detections
 from af_pipeline.model.base import Detector
-from af_pipeline.plans import Plan, build_plan
+from af_pipeline.plans import build_plan
 from af_pipeline.predict import TorchPredictor, predictor_options
 from af_pipeline.schema import ImageRow
 from af_pipeline.settings import IndexConfig
 from af_pipeline.tables import detections_table
+from af_pipeline.train_settings import DataConfig
 
-
-def run_images(
-    images: Sequence[AnnotatedImage],
-    plan: Plan,
-    predict: TorchPredictor,
-    depth: DepthConfig = BY_TYPE,
-) -> list:
-    """The rows of ``images``, one after the other, without their pixels."""
-    rows = []
-    for image in images:
-        row = ImageRow(image.image_id, image.uri)
-        run_cascade(row, read_image(image.uri, depth), plan, predict)
-        row.chips = []
-        rows.append(row)
-    return rows
+logger = logging.getLogger(__name__)
+Found = tuple[ImageRow, AnnotatedImage]  # what was found, and the annotation it is scored by
 
 
 def find_objects(
-    detector: Detector, images: Sequence[AnnotatedImage], index: IndexConfig, device: torch.device
-) -> list[ImageRow]:
-    """What ``detector`` finds in ``images`` under an index config; the detector is not changed."""
+    detector: Detector,
+    images: Sequence[AnnotatedImage],
+    index: IndexConfig,
+    device: torch.device,
+    data: DataConfig,
+) -> list[Found]:
+    """What ``detector`` finds in ``images`` under an index config; the detector is not changed.
+
+    Images that cannot be used are left out with ``data.on_broken=drop``, else a BrokenImageError.
+    """
     predict = TorchPredictor(detector, device, **predictor_options(index))
-    return run_images(images, build_plan(index), predict, index.source.depth)
+    plan = build_plan(index)
+    found: list[Found] = []
+    for image in images:
+        try:
+            pixels, annotated, _ = open_image(image, data.exif, index.source.depth)
+        except BrokenImageError as error:
+            if data.on_broken != "drop":
+                raise
+            logger.warning("left out of the validation: %s", error)
+            continue
+        row = ImageRow(image.image_id, image.uri)
+        run_cascade(row, pixels, plan, predict)
+        row.chips = []
+        found.append((row, annotated))
+    return found
 
 
-def score_rows(rows: Sequence[ImageRow], dataset: AnnotatedDataset) -> dict[str, float]:
+def score(found: Sequence[Found], dataset: AnnotatedDataset) -> dict[str, float]:
     """``val_AP``, ``val_AP50`` (COCO, mean over the classes present) and the share of pixels."""
+    if not found:
+        raise BrokenImageError("no image of data.val can be used: see jobs/train.py --check")
+    rows = [row for row, _ in found]
+    dataset = replace(dataset, images=tuple(image for _, image in found))
     table = detections_table(rows, dataset.class_names)
     overall = evaluate_detections(to_coco(dataset), table).overall
     processed = sum(sum(row.ledger.pixels) for row in rows)

@@ -27,7 +27,7 @@ from af_pipeline.codec import resize
 from af_pipeline.config import load_config
 from af_pipeline.data.annotations import AnnotatedImage
 from af_pipeline.data.coco import load_coco
-from af_pipeline.data.training import read_image
+from af_pipeline.data.open_images import read_image
 from af_pipeline.focus import FocusRule, focus_labels
 from af_pipeline.lanes import Lane
 from af_pipeline.metrics import evaluate_detections

@@ -111,8 +111,7 @@ def main() -> int:
 
 
 def loader(config: TrainConfig, stream, rank: int, world: int):
-    batch, threads = config.optim.global_batch, config.run.loader_threads
-    return make_batches(stream, stream.start(), batch, rank, world, threads)
+    return make_batches(stream, stream.start(), rank, world, config.run.loader_threads)
 
 
 def same_chips(config: TrainConfig, stream, wanted_digests: list[int]) -> bool:

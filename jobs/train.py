@@ -2,36 +2,40 @@
 
 python jobs/train.py --config configs/train/aerial_tiny.yaml --set data.train=FILE [--set a.b=c]
 python jobs/train.py --suggest --set data.train=FILE     which scales, ranges and anchors to use
+python jobs/train.py --check --set data.train=FILE       whether every image can be used
 
 FILE: COCO json, VOC image set (ROOT/ImageSets/Main/trainval.txt), or Parquet of boxes.
+Without --config the last two take configs/train/own.yaml.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from af_pipeline.cli import complain, config_parser
-from af_pipeline.config import ConfigError, config_from, load_config
+from af_pipeline.config import ConfigError, load_config
 from af_pipeline.train_settings import TrainConfig
+
+OWN = Path(__file__).parents[1] / "configs/train/own.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and name the checkpoint; exit code 1 if it fails, 2 for input that cannot be used."""
     parser = config_parser(__doc__, "configs/train", required=False)
     parser.add_argument("--suggest", action="store_true", help="report on data.train, no training")
+    parser.add_argument("--check", action="store_true", help="decode every image, no training")
     arguments = parser.parse_args(argv)
-    if not arguments.config and not arguments.suggest:
-        parser.error("--config is needed, except with --suggest")
+    look = suggest if arguments.suggest else check if arguments.check else None
+    if not arguments.config and not look:
+        parser.error("--config is needed, except with --suggest and --check")
     try:
-        if arguments.config:
-            config = load_config(TrainConfig, arguments.config, arguments.sets)
-        else:
-            config = config_from(TrainConfig, {"pyramid": [{"factor": 1}]}, arguments.sets, "--set")
-        if arguments.suggest:
-            return suggest(config)
+        config = load_config(TrainConfig, arguments.config or OWN, arguments.sets)
     except ConfigError as error:
         return complain(error, 2)
+    if look:
+        return look(config)
     from af_pipeline.dist.session import ray_session
     from af_pipeline.dist.trainer import TrainError, train
 
@@ -56,6 +60,24 @@ def suggest(config: TrainConfig) -> int:
         if dataset is None:
             raise ValueError("--suggest needs the data: --set data.train=FILE")
         print(suggest_for(dataset, config.chips.size))
+    except ValueError as error:
+        return complain(error, 2)
+    return 0
+
+
+def check(config: TrainConfig) -> int:
+    """Decode every image of the data and name each that cannot be used."""
+    from af_pipeline.data.annotations import AnnotationError
+    from af_pipeline.training_data import load_training, look_at_data
+
+    try:
+        dataset = load_training(config)
+        if dataset is None:
+            raise ValueError("--check needs the data: --set data.train=FILE")
+        print("\n".join(look_at_data(config, dataset, every=True)))
+    except AnnotationError as error:
+        print(error)  # all of it; an error line holds the first few
+        return complain(error, 2)
     except ValueError as error:
         return complain(error, 2)
     return 0

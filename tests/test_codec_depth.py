@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from af_pipeline.codec import DecodeError, decode_image, image_size
 from af_pipeline.config import ConfigError, config_from, load_config
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
-from af_pipeline.data.training import FileImages, ImageCache, read_image
+from af_pipeline.data.open_images import read_image
+from af_pipeline.data.training_images import FileImages, ImageCache
 from af_pipeline.depth import DepthConfig
 from af_pipeline.dist.account import NOT_IDENTITY
 from af_pipeline.dist.stages import CoarseStage, StageSettings

@@ -55,19 +55,20 @@ def sample(number: int, boxes: int | None = None) -> Sample:
 
 
 def state_after(taken: int) -> StreamState:
-    return StreamState(taken, (Cursor(taken // 10, 0, taken % 10),))
+    return StreamState(taken, ((Cursor(taken // 10, 0, taken % 10),),))
 
 
 class Stream:
     """Chips by number; remembers which were made. Its walk fails before number ``ends``."""
 
-    def __init__(self, fail_at: int = -1, ends: int = 10**9) -> None:
-        self.fail_at, self.ends = fail_at, ends
+    def __init__(self, slots: int, fail_at: int = -1, ends: int = 10**9) -> None:
+        self.slots, self.fail_at, self.ends = slots, fail_at, ends
         self.asked: list[int] = []
 
-    def walk(self, state: StreamState) -> Iterator[tuple[int, StreamState]]:
-        for number in range(state.taken, self.ends):
-            yield number, state_after(number + 1)
+    def walk(self, state: StreamState) -> Iterator[tuple[list[int], StreamState]]:
+        for number in range(state.taken, self.ends, self.slots):
+            after = number + self.slots
+            yield list(range(number, after)), state_after(after)
         raise ValueError("no box of the training data fits")
 
     def sample(self, number: int) -> Sample:
@@ -78,9 +79,9 @@ class Stream:
 
 
 def made(
-    stream: Stream, size: int, rank: int = 0, world: int = 1, start: int = 0, **options: int
+    stream: Stream, rank: int = 0, world: int = 1, start: int = 0, **options: int
 ) -> Iterator[Batch]:
-    return make_batches(stream, state_after(start), size, rank, world, **options)  # type: ignore[arg-type]
+    return make_batches(stream, state_after(start), rank, world, **options)  # type: ignore[arg-type]
 
 
 def take(steps: Iterator[Batch], count: int) -> list[Batch]:
@@ -130,7 +131,7 @@ def chip(number: int) -> bytes:
 
 @pytest.mark.parametrize("options", [{}, {"threads": 1, "ahead": 1}, {"threads": 4, "ahead": 9}])
 def test_batches_are_the_chips_in_order_with_the_state_after_them(options: dict[str, int]) -> None:
-    for number, batch in enumerate(take(made(Stream(), 3, start=6, **options), 5)):
+    for number, batch in enumerate(take(made(Stream(3), start=6, **options), 5)):
         first = 6 + 3 * number
         assert images_of(batch) == [chip(first + i) for i in range(3)]
         assert batch.state == state_after(first + 3)
@@ -139,10 +140,10 @@ def test_batches_are_the_chips_in_order_with_the_state_after_them(options: dict[
 
 
 def test_workers_share_out_the_batches_of_one() -> None:
-    alone = take(made(Stream(), 6), 3)
+    alone = take(made(Stream(6)), 3)
     for world in (2, 3):
-        streams = [Stream() for _ in range(world)]
-        workers = [take(made(s, 6, rank, world), 3) for rank, s in enumerate(streams)]
+        streams = [Stream(6) for _ in range(world)]
+        workers = [take(made(s, rank, world), 3) for rank, s in enumerate(streams)]
         for step, whole in enumerate(alone):
             assert [images_of(w[step]) for w in workers] == [
                 images_of(whole)[rank::world] for rank in range(world)
@@ -153,18 +154,18 @@ def test_workers_share_out_the_batches_of_one() -> None:
 
 
 def test_a_resumed_run_goes_on() -> None:
-    whole = take(made(Stream(), 2), 5)
-    rest = take(made(Stream(), 2, start=whole[1].state.taken), 3)
+    whole = take(made(Stream(2)), 5)
+    rest = take(made(Stream(2), start=whole[1].state.taken), 3)
     assert [images_of(batch) for batch in rest] == [images_of(batch) for batch in whole[2:]]
 
 
 def test_a_batch_must_divide() -> None:
     with pytest.raises(ValueError, match="global_batch 8 must be a multiple of 3 workers"):
-        next(made(Stream(), 8, 0, 3))
+        next(made(Stream(8), 0, 3))
 
 
 def test_an_error_reaches_the_consumer() -> None:
-    steps = made(Stream(fail_at=5), 2)
+    steps = made(Stream(2, fail_at=5))
     next(steps)
     next(steps)
     with pytest.raises(ValueError, match=r"broken\.jpg"):
@@ -173,9 +174,9 @@ def test_an_error_reaches_the_consumer() -> None:
 
 def test_an_error_of_the_walk_reaches_the_consumer() -> None:
     with pytest.raises(ValueError, match="no box of the training data fits"):
-        next(made(Stream(ends=0), 2))
+        next(made(Stream(2, ends=0)))
     with pytest.raises(ValueError, match="no box of the training data fits"):
-        list(made(Stream(ends=30), 2))
+        list(made(Stream(2, ends=30)))
 
 
 def stream_threads() -> list[threading.Thread]:
@@ -186,8 +187,8 @@ def stream_threads() -> list[threading.Thread]:
 @pytest.mark.parametrize("fail_at", [-1, 5])
 def test_a_consumer_that_leaves_ends_the_threads(fail_at: int) -> None:
     before = stream_threads()
-    stream = Stream(fail_at)
-    steps = made(stream, 1)
+    stream = Stream(1, fail_at)
+    steps = made(stream)
     next(steps)
     started = [t for t in stream_threads() if t not in before]
     assert len([t for t in started if t.name == "chip-stream"]) == 1
@@ -205,7 +206,7 @@ def test_a_consumer_that_leaves_ends_the_threads(fail_at: int) -> None:
 def test_a_failed_run_leaves_no_threads() -> None:
     before = stream_threads()
     with pytest.raises(ValueError, match="broken"):
-        list(made(Stream(fail_at=0), 1))
+        list(made(Stream(1, fail_at=0)))
     for thread in stream_threads():
         if thread not in before:
             thread.join(5)

@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from af_pipeline.data.synthetic import CLASS_NAMES
-from af_pipeline.data.training import ChipStream, FileImages, SceneImages
+from af_pipeline.data.training import ChipStream
+from af_pipeline.data.training_images import FileImages, SceneImages
 from af_pipeline.sniper import CoverRule
 from af_pipeline.train_settings import TrainConfig
 from af_pipeline.training_data import (
     build_stream,
+    check_cache,
     chips_per_epoch,
     class_names_of,
     cover_rule,
@@ -127,3 +129,16 @@ def test_rare_classes_come_again(tmp_path: Path) -> None:
     chips = stream(config({"train": annotations(tmp_path), "class_power": 1}))
     assert chips.repeats is not None
     np.testing.assert_array_equal(chips.repeats, [1] + [3] * (len(CLASS_NAMES) - 1))
+
+
+def test_slots_go_through_as_many_images_as_the_cache_holds(tmp_path: Path) -> None:
+    train, image = annotations(tmp_path), 3 * 400 * 300
+    for cache, batch, mix in ((2.0, 8, 16), (4 * 16 * image / 1e9, 8, 4), (image / 1e9, 8, 1)):
+        optim = {"global_batch": batch}
+        settings = config({"train": train, "cache_gb": cache}, optim=optim)
+        chips = stream(settings)
+        assert (chips.slots, chips.mix) == (batch, mix)
+        dataset = load_training(settings)
+        assert dataset is not None
+        told = "".join(check_cache(settings, dataset))
+        assert ("holds 1 decoded images, but a worker is at 8" in told) == (mix == 1)

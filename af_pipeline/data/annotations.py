@@ -90,10 +90,10 @@ class Findings:
     def __init__(self, file: str, on_broken: OnBroken = "fail") -> None:
         if on_broken not in ("fail", "drop"):
             raise ValueError(f"on_broken is {on_broken!r}: it must be 'fail' or 'drop'")
-        self.file = file
+        self.file, self.drops = file, on_broken == "drop"
         self.problems: list[str] = []
         self.dropped: list[str] = []
-        self.boxes = self.dropped if on_broken == "drop" else self.problems
+        self.boxes = self.dropped if self.drops else self.problems
 
     def check(self) -> None:
         """Raise AnnotationError if there is a problem so far."""
@@ -104,14 +104,19 @@ class Findings:
         return tuple(f"{self.file}: {entry}" for entry in self.dropped)
 
 
-def fail(file: str, problems: Sequence[str]) -> None:
-    """Raise AnnotationError with the first ten problems and their number, if there are any."""
+def fail(file: str, problems: Sequence[str], shown: int = _SHOWN) -> None:
+    """Raise AnnotationError with the first problems and their number, if there are any."""
     if not problems:
         return
-    shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
-    more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     noun = "problem" if len(problems) == 1 else "problems"
-    raise AnnotationError(f"{file}: {len(problems)} {noun}:{shown}{more}")
+    lines = "".join(f"\n  {line}" for line in first_of(problems, shown))
+    raise AnnotationError(f"{file}: {len(problems)} {noun}:{lines}")
+
+
+def first_of(lines: Sequence[str], shown: int = _SHOWN) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
+    return [*lines[:shown], *more]
 
 
 def check_size(width: int, height: int) -> None:

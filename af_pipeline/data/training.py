@@ -1,175 +1,45 @@
 """The stream of training chips: every chip of every image once an epoch, in a seeded order.
 
-The chips of an image follow from (seed, epoch, image id), their order from (seed, epoch), so any
-number of workers that share out the slots of a global batch train on the same chips. A `Cursor`
-says where a run stands; a resumed run goes on with the very next chip.
+A global batch has as many slots as chips, and each slot goes through images of its own: in every
+epoch the images are dealt to the slots, a slot makes all chips of its image in consecutive steps,
+mixed with those of a few more. A worker that serves some of the slots therefore decodes no image
+that another worker decodes in that epoch, and holds only the images its slots are at.
+
+The chips of an image follow from (seed, epoch, image id), the dealing from (seed, epoch), so any
+number of workers that share out the slots train on the same batches. A `Cursor` says where a slot
+stands; a resumed run goes on with the very next batch.
 """
 
 from __future__ import annotations
 
-import threading
+import heapq
+import logging
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass, field
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.codec import DecodeError, decode_image
-from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
-from af_pipeline.data.storage import read_bytes
-from af_pipeline.data.synthetic import render_scene
-from af_pipeline.depth import BY_TYPE, DepthConfig
-from af_pipeline.samples import LabelledImage, Sample, SampleRule, make_sample
+from af_pipeline.data.annotations import AnnotatedDataset
+from af_pipeline.data.open_images import BrokenImageError, turn_boxes
+from af_pipeline.data.training_images import ImageSource
+from af_pipeline.samples import Sample, SampleRule, make_sample
 from af_pipeline.sniper import ChipWindow, CoverRule, ImageBoxes, boxes_in_window, image_chips
 
+logger = logging.getLogger(__name__)
+
 MAX_REPEAT = 8.0  # a chip comes at most so often an epoch for its rare classes
-
-
-@dataclass
-class ImageCache:
-    """Decoded images by key, least recently used out first beyond ``capacity`` bytes."""
-
-    capacity: int
-    held: OrderedDict[str, LabelledImage] = field(default_factory=OrderedDict)
-    size: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def get(self, key: str) -> LabelledImage | None:
-        """The image of ``key``, now the most recent, or None."""
-        with self.lock:
-            if key in self.held:
-                self.held.move_to_end(key)
-            return self.held.get(key)
-
-    def put(self, key: str, image: LabelledImage) -> None:
-        """Keep ``image``, dropping the oldest until it fits."""
-        with self.lock:
-            if key in self.held:
-                return
-            self.held[key] = image
-            self.size += image.image.nbytes
-            while self.size > self.capacity and len(self.held) > 1:
-                _, dropped = self.held.popitem(last=False)
-                self.size -= dropped.image.nbytes
-
-    def fetch(self, key: str, make: Callable[[], LabelledImage]) -> LabelledImage:
-        """The image of ``key``; made, and kept, where it is not held."""
-        held = self.get(key)
-        if held is None:
-            held = make()
-            self.put(key, held)
-        return held
-
-
-class ImageSource(Protocol):
-    """Labelled images by number; ``chunk``: how many are looked through for chips at a time."""
-
-    chunk: int
-
-    def __len__(self) -> int: ...
-
-    def key(self, number: int) -> str:
-        """Name of the image, unique and stable."""
-
-    def boxes(self, number: int) -> tuple[ImageBoxes, NDArray[np.int32]]:
-        """Boxes and labels, without decoding where that can be."""
-
-    def load(self, number: int) -> LabelledImage:
-        """The decoded image."""
-
-
-class FileImages:
-    """The images of a data set, with the proposals of a first detector where there are some."""
-
-    def __init__(
-        self,
-        dataset: AnnotatedDataset,
-        cache: ImageCache,
-        proposals: Mapping[str, NDArray[np.float32]] | None = None,
-        chunk: int = 0,
-        depth: DepthConfig = BY_TYPE,
-    ) -> None:
-        self.images, self.depth = dataset.images, depth
-        self.cache, self.proposals = cache, proposals
-        # Chips are shuffled within a chunk: as many images as the cache holds, else each chip
-        # would decode its image anew.
-        size = sum(3 * i.width * i.height for i in self.images) / max(1, len(self.images))
-        self.chunk = chunk or int(np.clip(cache.capacity / max(1.0, size), 8, 512))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def key(self, number: int) -> str:
-        """image_id."""
-        return self.images[number].image_id
-
-    def boxes(self, number: int) -> tuple[ImageBoxes, NDArray[np.int32]]:
-        """Boxes and labels from the annotations."""
-        image = self.images[number]
-        proposals = None
-        if self.proposals is not None:
-            proposals = self.proposals.get(image.image_id, np.zeros((0, 4), np.float32))
-        size = (image.height, image.width)
-        return ImageBoxes(size, image.boxes, image.crowd, proposals), image.labels
-
-    def load(self, number: int) -> LabelledImage:
-        """Decode, or take from the cache. Raises ValueError where file and annotation differ."""
-        image = self.images[number]
-        return self.cache.fetch(image.image_id, lambda: _decoded(image, self.depth))
-
-
-def read_image(uri: str, depth: DepthConfig = BY_TYPE) -> NDArray[np.uint8]:
-    """Pixels [H, W, 3] RGB; a DecodeError names the file."""
-    try:
-        return decode_image(read_bytes(uri), depth=depth)
-    except DecodeError as error:
-        raise DecodeError(f"{uri}: {error}") from error
-
-
-def _decoded(image: AnnotatedImage, depth: DepthConfig) -> LabelledImage:
-    pixels = read_image(image.uri, depth)
-    if pixels.shape[:2] != (image.height, image.width):
-        raise ValueError(
-            f"{image.uri} is {pixels.shape[1]}x{pixels.shape[0]} px, its annotation says "
-            f"{image.width}x{image.height}: boxes would not fit; correct the annotation"
-        )
-    return LabelledImage(pixels, image.boxes, image.labels, image.crowd)
-
-
-class SceneImages:
-    """Drawn scenes; rendered when first asked for."""
-
-    def __init__(self, count: int, seed: int, cache: ImageCache, chunk: int = 8) -> None:
-        self.count, self.seed, self.cache, self.chunk = count, seed, cache, chunk
-
-    def __len__(self) -> int:
-        return self.count
-
-    def key(self, number: int) -> str:
-        """scene:N."""
-        return f"scene:{number}"
-
-    def boxes(self, number: int) -> tuple[ImageBoxes, NDArray[np.int32]]:
-        """Boxes and labels of the rendered scene."""
-        scene = self.load(number)
-        return ImageBoxes(scene.image.shape[:2], scene.boxes, scene.crowd), scene.labels
-
-    def load(self, number: int) -> LabelledImage:
-        """Render, or take from the cache."""
-        return self.cache.fetch(self.key(number), lambda: self._render(number))
-
-    def _render(self, number: int) -> LabelledImage:
-        scene = render_scene(self.seed * 100_003 + number)
-        crowd = np.zeros(len(scene.boxes), bool)
-        return LabelledImage(scene.image, scene.boxes, scene.labels, crowd)
+RECENT = 4  # dealt chunks kept a source, for slots are not all at the same one;
+RECENT_CHIPS = 50_000  # more of small ones, which slots pass at more different times
+ATTEMPTS = 16  # images tried in place of a broken one
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """The next chip of one source: epoch, chunk of its images, place in the chunk's chips."""
+    """The next chip of a slot: epoch, chunk of the source's images, place in the slot's chips."""
 
     epoch: int = 0
     chunk: int = 0
@@ -189,26 +59,36 @@ class ChipRef:
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where a run stands: chips taken, and one cursor a source."""
+    """Where a run stands: batches taken, and a cursor for each source and slot."""
 
     taken: int
-    cursors: tuple[Cursor, ...]
+    cursors: tuple[tuple[Cursor, ...], ...]
 
-    def to_list(self) -> list[list[int]]:
+    def to_list(self) -> list[Any]:
         """Plain numbers, for a checkpoint."""
-        return [[self.taken], *(list(astuple(cursor)) for cursor in self.cursors)]
+        return [self.taken, [[list(astuple(slot)) for slot in one] for one in self.cursors]]
 
     @classmethod
-    def from_list(cls, numbers: list[list[int]]) -> StreamState:
-        """The inverse of `to_list`."""
-        return cls(numbers[0][0], tuple(Cursor(*one) for one in numbers[1:]))
+    def from_list(cls, numbers: list[Any]) -> StreamState:
+        """The inverse of `to_list`. Raises ValueError for what an earlier version wrote."""
+        try:
+            cursors = tuple(tuple(Cursor(*slot) for slot in one) for one in numbers[1])
+        except TypeError:
+            raise ValueError(
+                "the checkpoint is of an earlier version, whose chips came in another order: "
+                "begin under another run.name, with model.weights from that run"
+            ) from None
+        return cls(numbers[0], cursors)
 
 
 class ChipStream:
-    """Chips of several sources mixed by ``shares``, without end.
+    """Batches of chips of several sources mixed by ``shares``, without end.
 
-    ``repeats`` [C]: how often a chip with an object of a class comes an epoch, fractions by
-    chance (repeat-factor sampling, Gupta et al., LVIS, 2019); None: once.
+    Args:
+        slots: chips of a global batch. mix: images that a slot goes through together.
+        repeats: [C], how often a chip with an object of a class comes an epoch, fractions by
+            chance (repeat-factor sampling, Gupta et al., LVIS, 2019); None: once.
+        drop_broken: chips of images that cannot be used are made of others instead.
     """
 
     def __init__(
@@ -218,37 +98,49 @@ class ChipStream:
         cover: CoverRule,
         rule: SampleRule,
         seed: int,
+        *,
+        slots: int = 1,
+        mix: int = 4,
         repeats: NDArray[np.float64] | None = None,
+        drop_broken: bool = False,
     ) -> None:
         if not sources:
             raise ValueError("no training images: set data.train, or data.synthetic_share=1")
         self.sources, self.shares, self.cover, self.rule = sources, shares, cover, rule
-        self.seed, self.repeats = seed, repeats
+        self.seed, self.repeats, self.slots, self.mix = seed, repeats, slots, mix
+        self.drop_broken, self.left_out = drop_broken, set[str]()
+        self.recent: OrderedDict[tuple[int, int, int], list[list[ChipRef]]] = OrderedDict()
 
     def start(self) -> StreamState:
-        """Before the first chip."""
-        return StreamState(0, tuple(Cursor() for _ in self.sources))
+        """Before the first batch."""
+        return StreamState(0, tuple((Cursor(),) * self.slots for _ in self.sources))
 
-    def walk(self, state: StreamState) -> Iterator[tuple[ChipRef, StreamState]]:
-        """Chips from ``state`` on, each with the state after it."""
-        cursors = list(state.cursors)
-        walks = [self.walk_source(i, cursor) for i, cursor in enumerate(cursors)]
+    def walk(self, state: StreamState) -> Iterator[tuple[list[ChipRef], StreamState]]:
+        """Global batches from ``state`` on, a chip of every slot, each with the state after it."""
+        cursors = [list(slots) for slots in state.cursors]
+        walks = [
+            [self.walk_slot(index, slot, cursor) for slot, cursor in enumerate(slots)]
+            for index, slots in enumerate(state.cursors)
+        ]
         edges = np.cumsum(self.shares) / sum(self.shares)
         for taken in range(state.taken, np.iinfo(np.int64).max):
-            draw = np.random.default_rng([self.seed, taken, 11]).random()
-            index = int(np.searchsorted(edges, draw, side="right"))
-            ref, cursors[index] = next(walks[index])
-            yield ref, StreamState(taken + 1, tuple(cursors))
+            draws = np.random.default_rng([self.seed, taken, 11]).random(self.slots)
+            batch = []
+            for slot, index in enumerate(np.searchsorted(edges, draws, side="right").tolist()):
+                ref, cursors[index][slot] = next(walks[index][slot])
+                batch.append(ref)
+            yield batch, StreamState(taken + 1, tuple(map(tuple, cursors)))
 
-    def walk_source(self, index: int, cursor: Cursor) -> Iterator[tuple[ChipRef, Cursor]]:
-        """Chips of one source from ``cursor`` on. Raises ValueError where it has none at all."""
+    def walk_slot(self, index: int, slot: int, cursor: Cursor) -> Iterator[tuple[ChipRef, Cursor]]:
+        """Chips of one source for one slot. Raises ValueError where the source has none at all."""
         source = self.sources[index]
         chunks = -(-len(source) // source.chunk)
         empty, epoch, chunk, offset = 0, cursor.epoch, cursor.chunk, cursor.offset
         while empty < 2 * chunks:  # an epoch may begin where the one before ended
-            refs = self.chunk_chips(index, epoch, chunk)
-            empty = 0 if refs else empty + 1
+            dealt = self.deal_chunk(index, epoch, chunk)
+            empty = 0 if any(dealt) else empty + 1
             following = (epoch, chunk + 1) if chunk + 1 < chunks else (epoch + 1, 0)
+            refs = dealt[slot]
             for place in range(offset, len(refs)):
                 last = place + 1 == len(refs)
                 yield refs[place], Cursor(*following) if last else Cursor(epoch, chunk, place + 1)
@@ -258,15 +150,21 @@ class ChipStream:
             "see the sizes with --suggest, then change pyramid or chips.size"
         )
 
-    def chunk_chips(self, index: int, epoch: int, chunk: int) -> list[ChipRef]:
-        """All chips of one chunk of a source's images, in the epoch's order."""
-        source = self.sources[index]
-        order = np.random.default_rng([self.seed, epoch, index, 1]).permutation(len(source))
-        refs: list[ChipRef] = []
-        for number in order[chunk * source.chunk : (chunk + 1) * source.chunk]:
-            refs += self.image_refs(index, int(number), epoch)
-        shuffle = np.random.default_rng([self.seed, epoch, index, chunk, 2])
-        return [refs[i] for i in shuffle.permutation(len(refs))]
+    def deal_chunk(self, index: int, epoch: int, chunk: int) -> list[list[ChipRef]]:
+        """All chips of one chunk of a source's images, dealt to the slots."""
+        key = index, epoch, chunk
+        if key not in self.recent:
+            source = self.sources[index]
+            order = np.random.default_rng([self.seed, epoch, index, 1]).permutation(len(source))
+            numbers = order[chunk * source.chunk : (chunk + 1) * source.chunk].tolist()
+            images = [self.image_refs(index, number, epoch) for number in numbers]
+            rng = np.random.default_rng([self.seed, epoch, index, chunk, 2])
+            self.recent[key] = deal(rng, images, self.slots, self.mix)
+            most = max(RECENT * len(self.sources), RECENT_CHIPS // (1 + sum(map(len, images))))
+            while len(self.recent) > most:
+                self.recent.popitem(last=False)
+        self.recent.move_to_end(key)
+        return self.recent[key]
 
     def image_refs(self, index: int, number: int, epoch: int) -> list[ChipRef]:
         """The chips of one image in ``epoch``."""
@@ -279,9 +177,41 @@ class ChipStream:
         return [ChipRef(index, number, epoch, i, window) for i, window in enumerate(windows)]
 
     def sample(self, ref: ChipRef) -> Sample:
-        """Make a chip: decode, cut, augment, targets. Safe to call from several threads."""
+        """Make a chip: decode, cut, augment, targets. Safe to call from several threads.
+
+        Raises BrokenImageError; with ``drop_broken`` only where many images in a row are broken.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                image = self.sources[ref.source].load(ref.image)
+                break
+            except BrokenImageError as error:
+                if not self.drop_broken:
+                    raise BrokenImageError(f"{error} (or set data.on_broken=drop)") from error
+                if attempt + 1 == ATTEMPTS:
+                    raise BrokenImageError(f"{ATTEMPTS} images in a row; last {error}") from error
+                self._leave_out(str(error))
+                ref = self._instead_of(ref, attempt)
+        window = ref.window
+        if image.turn != 1:  # laid where the boxes were drawn
+            spot = turn_boxes(np.array([window.box]), image.drawn_size, image.turn)[0]
+            window = replace(window, x0=int(spot[0]), y0=int(spot[1]))
         rng = self._rng(ref.source, ref.image, ref.epoch, ref.number + 1)
-        return make_sample(rng, self.sources[ref.source].load(ref.image), ref.window, self.rule)
+        return make_sample(rng, image, window, self.rule)
+
+    def _leave_out(self, text: str) -> None:
+        if text not in self.left_out:
+            self.left_out.add(text)
+            logger.warning("left out, %d so far: %s", len(self.left_out), text)
+
+    def _instead_of(self, ref: ChipRef, attempt: int) -> ChipRef:
+        """A chip of another image, the same whichever worker asks."""
+        rng = np.random.default_rng([self.seed, ref.epoch, ref.image, ref.number, attempt, 3])
+        for number in rng.permutation(len(self.sources[ref.source])).tolist():
+            refs = self.image_refs(ref.source, number, ref.epoch) if number != ref.image else []
+            if refs:
+                return refs[int(rng.integers(len(refs)))]
+        return ref
 
     def _rng(self, index: int, number: int, epoch: int, chip: int = 0) -> np.random.Generator:
         name = zlib.crc32(self.sources[index].key(number).encode())
@@ -301,6 +231,41 @@ class ChipStream:
         inside = boxes_in_window(window, image.boxes, labels, image.crowd, range_px)
         most = self.repeats[inside.labels[inside.valid]].max(initial=1.0)
         return int(most + rng.random())
+
+
+def deal(
+    rng: np.random.Generator, images: Sequence[list[ChipRef]], slots: int, mix: int
+) -> list[list[ChipRef]]:
+    """Give every image to one of ``slots``, so that each gets as many chips as the others.
+
+    An image with more chips than a slot's share is split, which adds less than ``slots`` parts in
+    all. A slot's images come in random order, the chips of ``mix`` at a time shuffled.
+    """
+    share = max(1, -(-sum(map(len, images)) // slots))
+    parts = [
+        [image[i] for i in part]
+        for image in images
+        if image
+        for part in np.array_split(rng.permutation(len(image)), -(-len(image) // share))
+    ]
+    parts.sort(key=len, reverse=True)  # largest first to the slot with least: nearly equal sums
+    heap = [(0, int(order), slot) for slot, order in enumerate(rng.permutation(slots))]
+    heapq.heapify(heap)
+    dealt: list[list[list[ChipRef]]] = [[] for _ in range(slots)]
+    for part in parts:
+        load, order, slot = heap[0]
+        dealt[slot].append(part)
+        heapq.heapreplace(heap, (load + len(part), order, slot))
+    return [_mixed(rng, own, mix) for own in dealt]
+
+
+def _mixed(rng: np.random.Generator, parts: list[list[ChipRef]], mix: int) -> list[ChipRef]:
+    order = rng.permutation(len(parts))
+    found: list[ChipRef] = []
+    for first in range(0, len(parts), mix):
+        group = [ref for i in order[first : first + mix] for ref in parts[i]]
+        found += [group[i] for i in rng.permutation(len(group))]
+    return found
 
 
 def class_repeats(dataset: AnnotatedDataset, power: float) -> NDArray[np.float64]:

@@ -91,7 +91,8 @@ def load_voc(
         images: image folder instead of ``ROOT/JPEGImages``.
         classes: class names by label; otherwise those of the set in the alphabet's order.
         on_broken: ``drop`` leaves broken objects out and names them in the data set's
-            ``dropped``; a broken XML file or a missing image fails all the same.
+            ``dropped``; a broken XML file fails all the same. A missing image is kept, under the
+            file name that its XML states: whoever opens it finds nothing there.
 
     Returns:
         Images in the set's order; image_id is the path below the image folder. Where the XML
@@ -165,7 +166,8 @@ def _read(path: str, name: str, folder: _Folder, where: str, found: Findings) ->
         raise EntryError(f"cannot be read: {error}") from error
     if tree.tag != "annotation":
         raise EntryError(f"is no VOC annotation: it holds <{tree.tag:.50}>")
-    image_id, uri = folder.find(name, (tree.findtext("filename") or "").strip())
+    filename = (tree.findtext("filename") or "").strip()
+    image_id, uri = folder.find(name, filename, may_miss=found.drops)
     size = _size(tree, uri)
     return _Image(image_id, uri, size, tuple(_objects(tree, size, where, found)))
 
@@ -247,10 +249,13 @@ class _Folder:
         for image_id in self.uris:
             self.by_stem.setdefault(posixpath.splitext(image_id)[0], []).append(image_id)
 
-    def find(self, name: str, filename: str) -> tuple[str, str]:
+    def find(self, name: str, filename: str, may_miss: bool = False) -> tuple[str, str]:
         """(image_id, uri) of the stated file, else of one called as the XML is."""
         stated, own = self._match(filename), self._match(name)
         if not stated and not own:
+            if may_miss:
+                image_id = filename or f"{name}.jpg"
+                return image_id, posixpath.join(self.root, image_id)
             raise EntryError(f"has no image: neither {filename!r} nor {name!r} in {self.root}")
         one = len(stated) == 1 and stated[0] in own
         matches = stated if one else sorted({*stated, *own})

@@ -16,7 +16,14 @@ from af_pipeline.train_settings import TrainConfig
 PLAN_FILE = "plan.json"
 
 # Free to differ when a run goes on: where and how it runs, how long, how it is judged.
-FREE = (("run",), ("mining",), ("validation",), ("optim", "steps"), ("data", "val"))
+FREE = (
+    ("run",),
+    ("mining",),
+    ("validation",),
+    ("optim", "steps"),
+    ("data", "val"),
+    ("data", "check_images"),
+)
 FREE_PATHS = (("data", "train"), ("data", "images"), ("data", "val_images"))  # the digest says it
 
 

@@ -19,6 +19,7 @@ from af_pipeline.config import dump_config
 from af_pipeline.data.annotations import AnnotatedDataset
 from af_pipeline.data.training import StreamState
 from af_pipeline.devices import use_bf16
+from af_pipeline.dist.disk_space import keep_list, no_space, out_of_space
 from af_pipeline.dist.training_log import METRICS_FILE, TrainingLog, run_folder
 from af_pipeline.engine import (
     LossModule,
@@ -36,7 +37,7 @@ from af_pipeline.model.transfer import start_from
 from af_pipeline.settings import IndexConfig
 from af_pipeline.train_settings import TrainConfig
 from af_pipeline.training_data import build_stream, load_training, load_validation
-from af_pipeline.validation import find_objects, score_rows
+from af_pipeline.validation import find_objects, score
 
 MODEL_FILE = "model.safetensors"  # averaged weights at the checkpoint's step
 BEST_FILE = "best.safetensors"  # averaged weights of the best validation so far
@@ -92,8 +93,22 @@ class Judge:
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """The loop of one Ray Train worker; ``settings``: resolved "train" and "index" configs."""
+    """One Ray Train worker; ``settings``: resolved "train" and "index" configs.
+
+    Raises NoSpaceError where a disk is full, and what else goes wrong.
+    """
     config = TrainConfig.model_validate(settings["train"])
+    try:
+        _train(config, settings)
+    except Exception as error:
+        if not out_of_space(error):
+            raise
+        last = ray.train.get_checkpoint()
+        name = Path(last.path).name if last else ""
+        raise no_space([run_folder(config), Path(tempfile.gettempdir())], name) from error
+
+
+def _train(config: TrainConfig, settings: dict[str, Any]) -> None:
     index = IndexConfig.model_validate(settings["index"]) if settings["index"] else None
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -109,9 +124,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     judge = _judge(config, names, index)
     model = prepare_model(LossModule(parts.detector), move_to_device=False)
     log = TrainingLog(config, run_folder(config), place.step, rank)
-    threads = config.run.loader_threads
-    batch = config.optim.global_batch
-    batches = make_batches(stream, place.stream, batch, rank, world, threads)
+    batches = make_batches(stream, place.stream, rank, world, config.run.loader_threads)
     while place.step < rule.steps:
         made = next(batches)
         images, targets = made.images.to(device), move(made.targets, device)
@@ -209,14 +222,14 @@ def _validate(
             torch.distributed.broadcast(buffer, 0)
     mine = judge.dataset.images[rank::world]
     detector = cast(Detector, parts.average.module)
-    rows = find_objects(detector, mine, judge.index, device)
+    found = find_objects(detector, mine, judge.index, device, config.data)
     if world > 1:
         gathered: list[Any] = [None] * world
-        torch.distributed.all_gather_object(gathered, rows)
-        rows = [row for part in gathered for row in part]
+        torch.distributed.all_gather_object(gathered, found)
+        found = [one for part in gathered for one in part]
     if rank:
         return
-    scores = score_rows(rows, judge.dataset)
+    scores = score(found, judge.dataset)
     log.write(place.step, scores)
     better = scores["val_AP"] > place.best
     text = "  ".join(f"{name[4:]} {value:.4f}" for name, value in scores.items())
@@ -262,8 +275,9 @@ def _report(
     rank: int,
 ) -> None:
     """Report to Ray Train; rank 0 brings the checkpoint, every worker must call."""
+    name = f"checkpoint_{place.step:08d}"  # so that another try writes over what is half there
     if rank:
-        ray.train.report(metrics)
+        ray.train.report(metrics, checkpoint_dir_name=name)
         return
     with tempfile.TemporaryDirectory() as folder:
         save_model(config, names, parts, place.step, Path(folder) / MODEL_FILE)
@@ -279,9 +293,16 @@ def _report(
             "stream": place.stream.to_list(),
             "best": place.best,
         }
-        torch.save(state, Path(folder) / STATE_FILE)
+        with (Path(folder) / STATE_FILE).open("wb") as file:  # for torch hides why it cannot write
+            torch.save(state, file)
         log = run_folder(config) / METRICS_FILE
         if log.exists():
             shutil.copy(log, Path(folder) / METRICS_FILE)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics | {"step": place.step, "best": place.best}, checkpoint=checkpoint)
+        numbers = metrics | {"step": place.step, "best": place.best}
+        keep_list(run_folder(config))
+        try:
+            ray.train.report(numbers, checkpoint=checkpoint, checkpoint_dir_name=name)
+        except OSError:
+            shutil.rmtree(run_folder(config) / name, ignore_errors=True)
+            raise

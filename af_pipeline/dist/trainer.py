@@ -19,9 +19,8 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from af_pipeline.config import dump_config, load_config
-from af_pipeline.data.annotations import AnnotatedDataset
-from af_pipeline.data.storage import SourceError, read_bytes
 from af_pipeline.data.training import ChipStream
+from af_pipeline.dist.disk_space import mend_list, no_space, out_of_space
 from af_pipeline.dist.run_identity import claim_folder
 from af_pipeline.dist.train_loop import BEST_FILE, MODEL_FILE, train_worker
 from af_pipeline.dist.training_log import run_folder
@@ -34,7 +33,7 @@ from af_pipeline.training_data import (
     chips_per_epoch,
     class_names_of,
     load_training,
-    load_validation,
+    look_at_data,
 )
 
 
@@ -53,6 +52,7 @@ def train(config: TrainConfig) -> Path:
     settings = _check(config)
     remote = "://" in config.run.output
     storage = config.run.output if remote else str(run_folder(config).parent)
+    mend_list(run_folder(config))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
@@ -70,6 +70,10 @@ def train(config: TrainConfig) -> Path:
         return export(config, trainer.fit())
     except TrainingFailedError as error:
         raise TrainError(_reason(error)) from error
+    except OSError as error:
+        if not out_of_space(error):
+            raise
+        raise TrainError(str(no_space([run_folder(config)], "the last checkpoint"))) from error
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
@@ -98,15 +102,14 @@ def _whole(path: str) -> str:
 
 def _check(config: TrainConfig) -> dict[str, Any]:
     """Everything that can be wrong is found here; returns what the workers are given."""
-    dataset = load_training(config)
-    for text in dataset.dropped[:10] if dataset else ():
-        print(f"left out: {text}")
-    names = class_names_of(config, dataset)
     _check_cluster(config)
+    dataset = load_training(config)
+    names = class_names_of(config, dataset)
     index = None
     if config.validation.every:
         index = validation_config(config)
-        _check_validation(load_validation(config, names))
+    for line in look_at_data(config, dataset):
+        print(line)
     if config.model.norm == "frozen_bn" and not config.model.weights:
         print("warning: model.norm=frozen_bn without model.weights freezes a random stem")
     detector = build_detector(config.model.model_dump(), len(names))
@@ -145,15 +148,6 @@ def _check_cluster(config: TrainConfig) -> None:
         )
 
 
-def _check_validation(dataset: AnnotatedDataset) -> None:
-    if not any(len(image.boxes) for image in dataset.images):
-        raise ValueError("data.val has no boxes to be found")
-    try:
-        read_bytes(dataset.images[0].uri)
-    except SourceError as error:
-        raise ValueError(f"{error}: set data.val_images") from error
-
-
 def _tell_chips(config: TrainConfig, stream: ChipStream) -> None:
     counts = chips_per_epoch(stream)
     total = sum(counts.values())
@@ -182,6 +176,9 @@ def export(config: TrainConfig, result: Result) -> Path:
     with result.checkpoint.as_directory() as folder:
         best = Path(folder) / BEST_FILE
         source = best if best.exists() else Path(folder) / MODEL_FILE
-        for suffix in (".json", ".safetensors"):
-            shutil.copy(source.with_suffix(suffix), target.with_suffix(suffix))
+        suffixes = (".json", ".safetensors")
+        for suffix in suffixes:
+            shutil.copy(source.with_suffix(suffix), target.with_suffix(f"{suffix}.partial"))
+        for suffix in suffixes:  # both whole: an earlier model stands until then
+            target.with_suffix(f"{suffix}.partial").replace(target.with_suffix(suffix))
     return target

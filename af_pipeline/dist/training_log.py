@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from af_pipeline.train_settings import TrainConfig
 
@@ -34,11 +36,14 @@ class TrainingLog:
         self.count = 0
         self.began = self.since = time.perf_counter()
         self.path = folder / METRICS_FILE
-        self.board: SummaryWriter | None = None
+        self.board: EventsWriter | None = None
         if rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
             cut_after(self.path, start)
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+            # Not SummaryWriter, whose thread dies on a full disk and leaves its callers waiting.
+            self.board = EventsWriter(str(folder / "tensorboard/events"))
+            begin = SessionLog(status=SessionLog.START)  # hides what came later before
+            self.board.write_event(Event(step=start + 1, session_log=begin))
 
     def step(self, step: int, losses: Mapping[str, float], lr: float) -> dict[str, float]:
         """Count step number ``step`` (from 1); returns what is known of it."""
@@ -55,6 +60,8 @@ class TrainingLog:
         self.write(step, record)
         if step % self.config.run.log_every == 0 or step == optim.steps:
             self._print(step, record, now)
+            if self.board is not None:
+                self.board.flush()
         return record
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
@@ -65,7 +72,8 @@ class TrainingLog:
             numbers = {name: float(f"{value:.6g}") for name, value in record.items()}
             file.write(json.dumps({"step": step, **numbers}) + "\n")
         for name, value in record.items():
-            self.board.add_scalar(name.replace("val_", "val/", 1), value, step)
+            summary = scalar(name.replace("val_", "val/", 1), value)
+            self.board.write_event(Event(step=step, wall_time=time.time(), summary=summary))
 
     def tell(self, text: str) -> None:
         """Print a line, on rank 0."""

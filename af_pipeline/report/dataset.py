@@ -12,16 +12,17 @@ from af_pipeline.anchors import Anchors
 from af_pipeline.boxes import box_side
 from af_pipeline.data.annotations import AnnotatedDataset
 from af_pipeline.dataset_stats import QUANTILES, DatasetStatistics, dataset_statistics
-from af_pipeline.suggest import ScaleUse, Suggestion, suggest
+from af_pipeline.suggest import CHIP_RULE, ScaleUse, Suggestion, suggest
 from af_pipeline.train_settings import ModelConfig
 
 OCTAVES = tuple(2**k for k in range(1, 11))  # px: below 4, 4 to 8, ..., 1024 and more
 _BAR = 40
 _CLASSES_SHOWN = 20
+FIRST_THRESHOLD = 0.2  # of focus maps that are not faultless, until jobs/tune.py finds better
 
 
 def suggest_for(dataset: AnnotatedDataset, chip_size: int) -> str:
-    """The report on a data set, with a YAML block for `TrainConfig` as its last part.
+    """The report on a data set; its last parts are YAML for `TrainConfig` and `IndexConfig`.
 
     Args:
         chip_size: side of a training chip, network px.
@@ -43,7 +44,7 @@ def suggest_for(dataset: AnnotatedDataset, chip_size: int) -> str:
 
 
 def report_text(statistics: DatasetStatistics, suggestion: Suggestion) -> str:
-    """Tables, warnings and, after a line of dashes, the YAML block; ASCII, ends in a newline."""
+    """Tables, warnings and, each after a line of dashes, two YAML blocks; ASCII."""
     parts = [
         _counts(statistics),
         _quantile_table(statistics),
@@ -54,6 +55,7 @@ def report_text(statistics: DatasetStatistics, suggestion: Suggestion) -> str:
         _anchor_lines(suggestion),
         _warning_lines(suggestion.warnings),
         ["-" * 80, yaml_block(suggestion).rstrip()],
+        ["-" * 80, index_block(suggestion).rstrip()],
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
@@ -63,11 +65,8 @@ def yaml_block(suggestion: Suggestion) -> str:
     focus, anchors = suggestion.focus, suggestion.anchors
     lines = [
         f"# Suggested from the boxes alone, for chips of {suggestion.chip_size} px; not trained.",
-        "pyramid:              # coarse to fine; valid_range is sqrt(area) in original px",
     ]
-    for scale in (use.scale for use in suggestion.scales):
-        bounds = f"[{scale.valid_low:g}, {scale.valid_high:g}]"
-        lines.append(f"  - {{factor: {scale.factor:g}, valid_range: {bounds}}}")
+    lines += _pyramid(suggestion)
     limits = (
         f"ignore_below: {focus.ignore_below:g}, focus_below: {focus.focus_below:g}, "
         f"ignore_until: {focus.ignore_until:g}"
@@ -79,6 +78,34 @@ def yaml_block(suggestion: Suggestion) -> str:
         f"  anchor_ratios: {_yaml_list(anchors.ratios)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def index_block(suggestion: Suggestion) -> str:
+    """The suggestion as an index config: what to run the trained detector with."""
+    rule = (
+        f"{{threshold: {FIRST_THRESHOLD:g}, dilation: {CHIP_RULE.dilation}, "
+        f"min_size: {CHIP_RULE.min_size}, chip_cost: {CHIP_RULE.chip_cost:g}}}"
+    )
+    steps = len(suggestion.scales) - 1
+    lines = [
+        "# The index config for it (jobs/index.py); jobs/tune.py finds better focus steps.",
+        "checkpoint: runs/train/mine/mine.safetensors",
+        f"mode: {'autofocus' if steps else 'whole'}",
+        *_pyramid(suggestion),
+        "stack: {min_score: 0.05}",
+    ]
+    if steps:
+        lines += ["focus:", "  steps:              # one per step to the next finer scale"]
+        lines += [f"    - {rule}"] * steps
+    return "\n".join(lines) + "\n"
+
+
+def _pyramid(suggestion: Suggestion) -> list[str]:
+    lines = ["pyramid:              # coarse to fine; valid_range is sqrt(area) in original px"]
+    for scale in (use.scale for use in suggestion.scales):
+        bounds = f"[{scale.valid_low:g}, {scale.valid_high:g}]"
+        lines.append(f"  - {{factor: {scale.factor:g}, valid_range: {bounds}}}")
+    return lines
 
 
 def _yaml_list(values: Iterable[float]) -> str:

@@ -11,22 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from af_pipeline.codec import DecodeError
-from af_pipeline.data import training
+from af_pipeline.data import open_images, training_images
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
+from af_pipeline.data.open_images import BrokenImageError
 from af_pipeline.data.synthetic import Scene
-from af_pipeline.data.training import (
-    ChipRef,
-    ChipStream,
-    Cursor,
-    FileImages,
-    ImageCache,
-    ImageSource,
-    SceneImages,
-    StreamState,
-    class_repeats,
-    read_image,
-)
+from af_pipeline.data.training import ChipRef, ChipStream, Cursor, StreamState, class_repeats, deal
+from af_pipeline.data.training_images import FileImages, ImageCache, ImageSource, SceneImages
 from af_pipeline.engine import make_batches
 from af_pipeline.focus import FocusRule
 from af_pipeline.samples import LabelledImage, Sample, SampleRule
@@ -46,8 +36,9 @@ def dataset(folder: Path, count: int = 7, declared: int = SIDE) -> AnnotatedData
     images = []
     for k in range(count):
         path = folder / f"{k}.png"
-        Image.fromarray(np.full((SIDE, SIDE, 3), 10 * k + 5, np.uint8)).save(path)
-        boxes = np.array([[8 * k, 5, 8 * k + 20, 30], [48, 48, 68, 70]], np.float32)
+        Image.fromarray(np.full((SIDE, SIDE, 3), (10 * k + 5) % 256, np.uint8)).save(path)
+        left = 8 * (k % 7)
+        boxes = np.array([[left, 5, left + 20, 30], [48, 48, 68, 70]], np.float32)
         labels, crowd = np.array([k % 3, 2], np.int32), np.array([False, k == 0])
         some = slice(0 if k == 3 else 2)
         args = (declared, SIDE, boxes[some], labels[some], crowd[some])
@@ -70,13 +61,17 @@ def image_of(sample: Sample) -> int:
 
 
 def epoch_of(chips: ChipStream, epoch: int) -> list[ChipRef]:
+    """The chips of one epoch, slot by slot."""
     found = []
-    for ref, after in chips.walk_source(0, Cursor(epoch)):
-        found.append(ref)
-        if after.epoch > epoch:
-            assert after == Cursor(epoch + 1)
-            return found
-    raise AssertionError
+    for slot in range(chips.slots):
+        for ref, after in chips.walk_slot(0, slot, Cursor(epoch)):
+            if ref.epoch > epoch:
+                break
+            found.append(ref)
+            if after.epoch > epoch:
+                assert after == Cursor(epoch + 1)
+                break
+    return found
 
 
 def name(ref: ChipRef) -> tuple[int, int]:
@@ -93,16 +88,17 @@ def small_scenes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         box = np.array([[10, 10, 40, 30]], np.float32)
         return Scene(np.full((SIDE, SIDE, 3), 250, np.uint8), box, np.array([1], np.int32))
 
-    monkeypatch.setattr(training, "render_scene", render)
+    monkeypatch.setattr(training_images, "render_scene", render)
     return asked
 
 
 # ---- epochs
 
 
+@pytest.mark.parametrize("slots", [1, 2, 8])
 @pytest.mark.parametrize("chunk", [1, 3, 512])
-def test_every_chip_comes_once_an_epoch(tmp_path: Path, chunk: int) -> None:
-    chips = stream(files(dataset(tmp_path), chunk=chunk))
+def test_every_chip_comes_once_an_epoch(tmp_path: Path, chunk: int, slots: int) -> None:
+    chips = stream(files(dataset(tmp_path), chunk=chunk), slots=slots)
     orders = []
     for epoch in range(4):
         all_chips = [ref for number in range(7) for ref in chips.image_refs(0, number, epoch)]
@@ -111,6 +107,7 @@ def test_every_chip_comes_once_an_epoch(tmp_path: Path, chunk: int) -> None:
         assert max(Counter(map(name, found)).values()) == 1
         assert {ref.image for ref in found} == set(range(7))
         orders.append([ref.image for ref in found])
+        chips.recent.clear()
         assert found == epoch_of(chips, epoch)
     assert len(set(map(tuple, orders))) == 4
 
@@ -119,20 +116,70 @@ def test_a_walk_goes_from_epoch_to_epoch(tmp_path: Path) -> None:
     chips = stream(files(dataset(tmp_path), chunk=3))
     wanted = [ref for epoch in range(3) for ref in epoch_of(chips, epoch)]
     walked = list(islice(chips.walk(chips.start()), len(wanted)))
-    assert [ref for ref, _ in walked] == wanted
+    assert [ref for (ref,), _ in walked] == wanted
     assert [state.taken for _, state in walked] == list(range(1, len(wanted) + 1))
-    assert walked[-1][1] == StreamState(len(wanted), (Cursor(3),))
+    assert walked[-1][1] == StreamState(len(wanted), ((Cursor(3),),))
 
 
 def test_chunks_follow_one_another(tmp_path: Path) -> None:
-    chips = stream(files(dataset(tmp_path), chunk=3))
-    images = [{ref.image for ref in chips.chunk_chips(0, 0, chunk)} for chunk in range(3)]
+    chips = stream(files(dataset(tmp_path), chunk=3), slots=2)
+    dealt = [chips.deal_chunk(0, 0, chunk) for chunk in range(3)]
+    images = [{ref.image for slot in slots for ref in slot} for slots in dealt]
     assert [len(found) for found in images] == [3, 3, 1]
     assert set.union(*images) == set(range(7))
-    walked = [ref.image for ref in epoch_of(chips, 0)]
-    edges = np.cumsum([len(chips.chunk_chips(0, 0, chunk)) for chunk in range(3)])
-    assert set(walked[: edges[0]]) == images[0]
-    assert set(walked[edges[0] : edges[1]]) == images[1]
+    wanted = [ref for slot in range(2) for slots in dealt for ref in slots[slot]]
+    assert epoch_of(chips, 0) == wanted
+
+
+def test_slots_have_images_of_their_own_and_as_many_chips() -> None:
+    rng = np.random.default_rng(5)
+    for slots, mix, most in ((1, 1, 9), (4, 3, 9), (16, 2, 40)):
+        counts = rng.integers(0, most, 60).tolist()
+        images = [[(number, i) for i in range(count)] for number, count in enumerate(counts)]
+        dealt = deal(rng, images, slots, mix)  # type: ignore[arg-type]
+        found = [ref for slot in dealt for ref in slot]
+        assert sorted(found) == sorted(ref for image in images for ref in image)  # type: ignore[type-var]
+        loads, share = [len(slot) for slot in dealt], -(-sum(counts) // slots)
+        assert max(loads) - min(loads) <= 2
+        owners = [(slot, ref[0]) for slot, own in enumerate(dealt) for ref in own]  # type: ignore[index]
+        parts = Counter(image for _, image in set(owners))
+        assert all(parts[n] <= -(-count // share) for n, count in enumerate(counts))
+        for own in dealt:  # the chips of an image lie within ``mix`` images of the slot
+            order = list(dict.fromkeys(ref[0] for ref in own))  # type: ignore[index]
+            for first in range(0, len(own), 1):
+                ahead = order.index(own[first][0]) // mix  # type: ignore[index]
+                assert all(order.index(ref[0]) // mix >= ahead for ref in own[first:])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_an_image_is_decoded_once_an_epoch_whatever_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    """Each worker with a cache that holds little more than the images its slots are at."""
+    slots, mix, steps = 8, 2, 80
+    read: list[str] = []
+    whole = open_images.read_bytes
+    monkeypatch.setattr(open_images, "read_bytes", lambda uri: read.append(uri) or whole(uri))  # type: ignore[func-returns-value]
+    data = dataset(tmp_path, count=64)
+    room = slots // world * (mix + 2) * 3 * SIDE * SIDE
+    batches = []
+    for rank in range(world):
+        chips = stream(files(data, cache=room), slots=slots, mix=mix)
+        made = make_batches(chips, chips.start(), rank, world)
+        batches.append([batch.images.numpy() for batch in islice(made, steps)])
+        made.close()
+    chips = stream(files(data), slots=slots, mix=mix)
+    made_ahead = steps + 9  # 4 in the making, 4 in the queue, 1 between
+    walked = [ref for refs, _ in islice(chips.walk(chips.start()), made_ahead) for ref in refs]
+    visits = {(ref.epoch, ref.image) for ref in walked}
+    assert len({epoch for epoch, _ in visits}) >= 2
+    assert len({(i % slots, r.epoch, r.image) for i, r in enumerate(walked)}) == len(visits)
+    assert 128 <= len(read) <= len(visits)
+    alone = stream(files(data), slots=slots, mix=mix)
+    for step, (refs, _) in enumerate(islice(alone.walk(alone.start()), steps)):
+        wanted = [alone.sample(ref).image.transpose(2, 0, 1).tobytes() for ref in refs]
+        found = [batches[slot % world][step][slot // world].tobytes() for slot in range(slots)]
+        assert found == wanted
 
 
 def test_an_image_gives_other_chips_in_every_epoch(tmp_path: Path) -> None:
@@ -154,9 +201,9 @@ def test_a_stream_goes_on_from_every_state(tmp_path: Path, small_scenes: list[in
     data = dataset(tmp_path)
     cache = ImageCache(10**6)
     sources = FileImages(data, cache, chunk=2), SceneImages(3, 0, cache, chunk=2)
-    chips = stream(*sources, shares=(0.7, 0.3))
+    chips = stream(*sources, shares=(0.7, 0.3), slots=2)
     walked = list(islice(chips.walk(chips.start()), 90))
-    again = stream(files(data, chunk=2), sources[1], shares=(0.7, 0.3))
+    again = stream(files(data, chunk=2), sources[1], shares=(0.7, 0.3), slots=2)
     for taken in range(0, 60, 3):
         state = walked[taken - 1][1] if taken else chips.start()
         saved = json.loads(json.dumps(state.to_list()))
@@ -179,16 +226,21 @@ def test_a_chip_is_a_function_of_its_reference(tmp_path: Path) -> None:
         assert a.window == ref.window
 
 
+def test_a_state_of_an_earlier_version_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"earlier version.*begin under another run\.name"):
+        StreamState.from_list([[40], [1, 0, 3]])
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_share_out_the_chips_of_one(tmp_path: Path, world: int) -> None:
     data, steps, size = dataset(tmp_path), 8, 6  # 48 chips: more than an epoch
     assert len(epoch_of(stream(files(data, chunk=3)), 0)) < steps * size
 
     def batches(rank: int, world: int, start: StreamState | None = None) -> list[Any]:
-        chips = stream(files(data, chunk=3))
-        made = make_batches(chips, start or chips.start(), size, rank, world)
+        chips = stream(files(data, chunk=3), slots=size)
+        made = make_batches(chips, start or chips.start(), rank, world)
         found = list(islice(made, steps))
-        made.close()  # type: ignore[attr-defined]
+        made.close()
         return found
 
     alone, workers = batches(0, 1), [batches(rank, world) for rank in range(world)]
@@ -208,7 +260,7 @@ def test_workers_share_out_the_chips_of_one(tmp_path: Path, world: int) -> None:
 def test_sources_are_mixed_by_their_shares(tmp_path: Path, small_scenes: list[int]) -> None:
     sources = files(dataset(tmp_path)), SceneImages(4, 2, ImageCache(10**6))
     chips = stream(*sources, shares=(3, 1))
-    refs = [ref for ref, _ in islice(chips.walk(chips.start()), 1000)]
+    refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 1000)]
     assert sum(ref.source for ref in refs) == pytest.approx(250, abs=45)
     longest = max(map(len, "".join(str(ref.source) for ref in refs).split("1")))
     assert longest < 40  # mixed, not one after the other
@@ -218,7 +270,7 @@ def test_sources_are_mixed_by_their_shares(tmp_path: Path, small_scenes: list[in
 
 def test_scenes_alone(small_scenes: list[int]) -> None:
     chips = stream(SceneImages(3, 0, ImageCache(10**6)))
-    refs = [ref for ref, _ in islice(chips.walk(chips.start()), 20)]
+    refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 20)]
     assert {ref.image for ref in refs} == {0, 1, 2}
     with pytest.raises(ValueError, match=r"no training images: set data\.train"):
         stream()
@@ -239,7 +291,7 @@ def test_a_source_without_any_chip_says_so(tmp_path: Path) -> None:
 def test_chunks_without_chips_are_passed_over(tmp_path: Path) -> None:
     only_background = SampleRule((Scale(1.0, valid_low=1000),), FocusRule())
     chips = stream(files(dataset(tmp_path), chunk=1), rule=only_background)
-    refs = [ref for ref, _ in islice(chips.walk(chips.start()), 8)]
+    refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 8)]
     assert [(ref.image, ref.epoch) for ref in refs] == [(3, n // 2) for n in range(8)]
     assert {ref.window.kind for ref in refs} == {"negative"}
 
@@ -298,23 +350,9 @@ def test_class_repeats(tmp_path: Path) -> None:
 
 def test_an_image_of_another_size_than_annotated(tmp_path: Path) -> None:
     chips = stream(files(dataset(tmp_path, count=1, declared=SIDE + 1)))
-    ref, _ = next(chips.walk(chips.start()))
-    with pytest.raises(ValueError, match=r"0\.png is 80x80 px, its annotation says 81x80"):
+    (ref,), _ = next(chips.walk(chips.start()))
+    with pytest.raises(BrokenImageError, match=r"0\.png is 80x80 px, its annotation says 81x80"):
         chips.sample(ref)
-
-
-def test_images_are_decoded_once_while_they_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-    whole = training.read_bytes
-    monkeypatch.setattr(training, "read_bytes", lambda uri: read.append(uri) or whole(uri))  # type: ignore[func-returns-value]
-    chips = stream(files(dataset(tmp_path)))
-    refs = epoch_of(chips, 0)
-    assert read == []  # boxes are known without a look at the images
-    for ref in refs:
-        chips.sample(ref)
-    assert len(read) == 7
 
 
 def held(side: int) -> LabelledImage:
@@ -340,18 +378,3 @@ def test_the_cache_drops_the_least_recently_used() -> None:
     cache.put("e", held(10))
     assert list(cache.held) == ["e"]
     assert cache.size == 300
-
-
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "broken.jpg"
-    path.write_bytes(b"\xff\xd8\xff no photograph")
-    with pytest.raises(DecodeError, match=r"broken\.jpg: "):
-        read_image(str(path))
-
-
-def test_a_chunk_is_what_the_cache_holds(tmp_path: Path) -> None:
-    data = dataset(tmp_path)
-    size = sum(3 * image.width * image.height for image in data.images) / len(data.images)
-    for images, chunk in ((100, 100), (1, 8), (10_000, 512)):
-        source = FileImages(data, ImageCache(int(images * size) + 1))
-        assert source.chunk == chunk

@@ -218,6 +218,9 @@ def test_missing_files_are_all_named(kit: Kit) -> None:
     assert "2 problems:" in text
     assert f"a.xml has no image: neither '' nor 'a' in {kit.root}/JPEGImages" in text
     assert "b.xml is missing" in text
+    kit.set.write_text("a\n")
+    missing = load_voc(kit.set, on_broken="drop").images[0]
+    assert (missing.image_id, missing.uri) == ("a.jpg", str(kit.root / "JPEGImages/a.jpg"))
 
 
 def test_ten_problems_are_shown(kit: Kit) -> None:

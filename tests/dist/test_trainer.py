@@ -8,6 +8,7 @@ import torch
 
 from af_pipeline.data.synthetic import CLASS_NAMES
 from af_pipeline.model.checkpoint import load_detector, load_info
+from jobs.train import main
 from tests.dist.said import own_lines
 from tests.dist.training import annotations, job, losses, records, steps
 
@@ -118,3 +119,50 @@ def test_unusable_data_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert error.startswith("error: ")
         assert error.count("\n") == 1
     assert not (tmp_path / "tiny").exists()
+
+
+def test_broken_images_are_told_or_left_out(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One is cut off and one goes missing: found before the first step, or while training."""
+    data = annotations(tmp_path / "data", count=4)
+    cut = tmp_path / "data/images/1.png"
+    cut.write_bytes(cut.read_bytes()[:3000])
+    (tmp_path / "data/images/2.png").unlink()
+    sets = ("data.synthetic_scenes=0", f"data.train={data}", "run.max_failures=0")
+    assert job(tmp_path, *sets) == 2
+    error = own_lines(capfd.readouterr().err)
+    assert error.count("\n") == 1
+    assert "2 problems: " in error
+    assert "1.png: truncated PNG" in error
+    assert "2.png" in error
+    assert not (tmp_path / "tiny").exists()
+
+    assert job(tmp_path, *sets, "data.check_images=0") == 1
+    error = own_lines(capfd.readouterr().err)
+    assert "error: training failed: " in error
+    assert ".png" in error
+    assert "(or set data.on_broken=drop)" in error
+
+    drop = ("data.on_broken=drop", "run.name=dropped", "run.workers=2")
+    assert job(tmp_path, *sets, *drop) == 0
+    assert steps(tmp_path, "dropped") == [1, 2, 3, 4, 5, 6]
+    said = capfd.readouterr()
+    assert "images of data.train: decoded 4 of 4 images, 2 of them left out" in said.out
+    assert "left out, " in said.out + said.err  # by the worker that came upon it
+
+
+def test_check_needs_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = annotations(tmp_path / "data", count=14)
+    for number in range(13):
+        (tmp_path / f"data/images/{number}.png").write_bytes(b"x")
+    look = ["--check", "--set", f"data.train={data}"]
+    assert main(look) == 2
+    said = capsys.readouterr()
+    assert all(f"/{number}.png: not an image" in said.out for number in range(13))
+    assert said.err.startswith("error: images of data.train (data.on_broken=drop leaves such out)")
+    assert said.err.count("\n") == 1
+    assert main([*look, "--set", "data.on_broken=drop"]) == 0
+    assert "decoded 14 of 14 images, 13 of them left out" in capsys.readouterr().out
+    assert main(["--check"]) == 2
+    assert "--check needs the data" in capsys.readouterr().err

@@ -11,10 +11,19 @@ from hypothesis import strategies as st
 from af_pipeline.anchors import Anchors
 from af_pipeline.config import load_config
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
+from af_pipeline.data.table import write_table
 from af_pipeline.dataset_stats import dataset_statistics
-from af_pipeline.report.dataset import OCTAVES, report_text, suggest_for, yaml_block
+from af_pipeline.report.dataset import (
+    OCTAVES,
+    index_block,
+    report_text,
+    suggest_for,
+    yaml_block,
+)
+from af_pipeline.settings import IndexConfig
 from af_pipeline.suggest import suggest
 from af_pipeline.train_settings import TrainConfig
+from jobs.train import OWN, main
 
 
 def dataset(sides: list[float], size: int = 2000, names: int = 1) -> AnnotatedDataset:
@@ -60,7 +69,33 @@ def test_the_yaml_block_says_what_was_suggested(tmp_path: Path) -> None:
     assert config.focus_labels.build() == found.focus
     model = config.model
     assert Anchors(model.anchor_sizes, model.anchor_ratios) == found.anchors
-    assert report_text(statistics, found).endswith(yaml_block(found))
+    blocks = report_text(statistics, found).split("-" * 80 + "\n")[1:]
+    assert [block.rstrip() + "\n" for block in blocks] == [yaml_block(found), index_block(found)]
+
+
+@pytest.mark.parametrize(("sides", "scales"), [([12.0, 60.0, 400.0] * 9, 3), ([50.0] * 9, 1)])
+def test_the_index_block_runs_what_was_trained(
+    tmp_path: Path, sides: list[float], scales: int
+) -> None:
+    text = suggest_for(dataset(sides, size=2000 if scales > 1 else 300), 320)
+    train, path = load(yaml_of(text), tmp_path), tmp_path / "index.yaml"
+    path.write_text(text.split("-" * 80 + "\n")[2])
+    index = load_config(IndexConfig, path)
+    assert (len(index.pyramid), index.mode) == (scales, "autofocus" if scales > 1 else "whole")
+    assert index.pyramid == train.pyramid
+    assert len(index.focus.steps) == scales - 1
+
+
+def test_suggest_takes_the_chips_of_the_recipe_it_is_pasted_into(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "boxes.parquet"
+    write_table(dataset([12.0, 60.0, 400.0] * 9), path)
+    assert main(["--suggest", "--set", f"data.train={path}"]) == 0
+    own = load_config(TrainConfig, OWN)
+    assert f"for chips of {own.chips.size} px" in capsys.readouterr().out
+    assert main(["--suggest", "--set", f"data.train={path}", "--set", "chips.size=512"]) == 0
+    assert "for chips of 512 px" in capsys.readouterr().out
 
 
 def test_the_report_reads_well() -> None:
