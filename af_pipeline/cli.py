@@ -3,10 +3,66 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import textwrap
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import FrameType
+from typing import TypeVar
 
 from af_pipeline.data.secrets import redact_text
+
+Answer = TypeVar("Answer")
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM; ``number`` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def stoppable(job: Callable[[], int]) -> int:
+    """Run a job of a command line; Ctrl-C and SIGTERM end it with one line and 130 or 143.
+
+    A second signal ends the process at once. Libraries that take the signals over
+    are kept from it by `af_pipeline.dist.session.ray_session` and `in_thread`.
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, lambda number, _: os._exit(128 + number))
+        raise Stopped(number)
+
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, stop)
+    try:
+        return job()
+    except Stopped as stopped:
+        name = "Ctrl-C" if stopped.number == signal.SIGINT else "SIGTERM"
+        text = f"stopped by {name}; run the same command again to go on from here"
+        return complain(text, 128 + stopped.number)
+
+
+def in_thread(work: Callable[[], Answer]) -> Answer:
+    """Call ``work`` in a thread of its own and wait for it; what it raises is raised here.
+
+    Ray Train takes Ctrl-C over where it is called from the main thread, and then ends with 0.
+    """
+    answer: Future[Answer] = Future()
+
+    def call() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return answer.result()
 
 
 def config_parser(

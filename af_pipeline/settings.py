@@ -397,7 +397,11 @@ class IndexConfig(Section):
     stack: StackConfig = StackConfig()
     ray: RayConfig = RayConfig()
     max_error_rate: float = Field(
-        0.05, ge=0, le=1, description="share of failed images above which the job exits non-zero"
+        0.05,
+        ge=0,
+        le=1,
+        description="share of failed images above which the job exits non-zero; from 200 images on "
+        "judged while it runs",
     )
 
     @model_validator(mode="after")

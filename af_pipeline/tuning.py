@@ -10,6 +10,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -204,6 +205,7 @@ _shared: dict[str, Any] = {}  # of a worker process, set once when it starts
 
 
 def _start(records: Sequence[Record], plan: Plan, reference: Reference) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent stops us
     _shared.update(records=records, plan=plan, reference=reference)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from af_pipeline.cli import stoppable
 from af_pipeline.compare import LEVEL, Estimate, Standing, compare_matches
 from af_pipeline.matches import Matches, matches_of
 from af_pipeline.metrics import aligned_table, pixel_summary, run_coco
@@ -137,4 +138,4 @@ def span(estimate: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

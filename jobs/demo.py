@@ -18,6 +18,7 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 
+from af_pipeline.cli import stoppable
 from af_pipeline.config import ConfigError, load_config
 from af_pipeline.data.synthetic import write_dataset
 from af_pipeline.metrics import evaluate_detections
@@ -98,4 +99,4 @@ def show_query(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from af_pipeline.cli import stoppable
 from af_pipeline.errors import Breakdown, break_down
 from af_pipeline.matches import Matches, matches_of
 from af_pipeline.metrics import Inputs, pixel_summary, run_coco, summarise
@@ -163,4 +164,4 @@ def line_of(item: tuple[str, float | int | None]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from af_pipeline.cli import complain, config_parser
+from af_pipeline.cli import complain, config_parser, stoppable
 from af_pipeline.config import ConfigError, load_config
 from af_pipeline.settings import IndexConfig
 
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return complain(error, 2)
     from af_pipeline.dist.account import summary
+    from af_pipeline.dist.causes import GraphError
     from af_pipeline.dist.index import dry_run, index
-    from af_pipeline.dist.passes import GraphError
     from af_pipeline.dist.session import ray_session
 
     try:
@@ -58,4 +58,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

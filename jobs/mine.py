@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from af_pipeline.cli import complain, config_parser
+from af_pipeline.cli import complain, config_parser, in_thread, stoppable
 from af_pipeline.config import ConfigError, load_config
 from af_pipeline.train_settings import TrainConfig
 
@@ -27,14 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return complain(error, 2)
     from af_pipeline.dist.account import summary
+    from af_pipeline.dist.causes import GraphError
     from af_pipeline.dist.mining import mine
-    from af_pipeline.dist.passes import GraphError
     from af_pipeline.dist.session import ray_session
     from af_pipeline.dist.trainer import TrainError
 
     try:
         with ray_session(config.mining.ray.address, dashboard=not arguments.checkpoint):
-            mined = mine(config, arguments.output, arguments.checkpoint)
+            mined = in_thread(lambda: mine(config, arguments.output, arguments.checkpoint))
     except (TrainError, GraphError) as error:
         return complain(error, 1)
     except (ValueError, OSError) as error:
@@ -51,4 +51,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from af_pipeline.cli import complain, config_parser
+from af_pipeline.cli import complain, config_parser, in_thread, stoppable
 from af_pipeline.config import ConfigError, load_config
 from af_pipeline.train_settings import TrainConfig
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with ray_session(None, dashboard=True):
-            path = train(config)
+            path = in_thread(lambda: train(config))
     except TrainError as error:
         return complain(error, 1)
     except (ValueError, OSError) as error:
@@ -84,4 +84,4 @@ def check(config: TrainConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

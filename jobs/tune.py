@@ -20,7 +20,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from af_pipeline.cli import complain, config_parser
+from af_pipeline.cli import complain, config_parser, stoppable
 from af_pipeline.config import ConfigError, load_config
 from af_pipeline.settings import IndexConfig
 from af_pipeline.tuning import Grid, Limits
@@ -125,4 +125,4 @@ def _ints(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stoppable(main))

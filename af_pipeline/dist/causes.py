@@ -18,10 +18,15 @@ from ray.exceptions import (
 from af_pipeline.data.secrets import redact_text
 from af_pipeline.dist.sink import OutputLostError
 
+STOPPED = "the graph stopped: {}; run the same command again to go on from here"
 DEATHS = (NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)(: |$)")
 TELLER = "ray.data._internal.execution.streaming_executor_state"
+
+
+class GraphError(RuntimeError):
+    """The graph stopped before its end; what is done is kept."""
 
 
 class Causes(logging.Handler):

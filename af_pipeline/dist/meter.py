@@ -20,6 +20,13 @@ from af_pipeline.cascade import Prediction, Predictor
 from af_pipeline.lanes import Lane, canvas_sides
 from af_pipeline.plans import Plan
 
+JUDGED_FROM = 200  # images from which on the share of failed ones counts
+FAULTS_AN_ACTOR = 5  # restarts with which a passing fault of a device is over, or none is
+MOST_KINDS = 1_000  # bounds the memory of the counter
+
+# Kinds of error -> how many images have it, and "image_id: message" of one of them.
+ErrorKinds = dict[str, tuple[int, str]]
+
 
 class MeteredPredictor:
     """A predictor that counts its forwards, their chips and how full the batches were.
@@ -47,6 +54,15 @@ class MeteredPredictor:
             self.sums["room"] += max(full, len(crops)) * canvas
         return answers
 
+    def probe(self) -> None:
+        """Look at the largest batch that the plan allows, all black; raises what the detector does.
+
+        What fails there is no fault of an image, whatever its pixels and however many.
+        """
+        lane = self.plan.lanes[-1]
+        black = np.zeros((lane.height, lane.width, 3), np.uint8)
+        self.predict([black] * max(1, self.plan.batch_pixels // lane.pixels), lane)
+
     def _canvas(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> int:
         """Network px of one canvas of the batch."""
         if self.plan.pad:
@@ -70,6 +86,7 @@ class StageMeter:
     def __init__(self, stage: str, counter: Any, alone: bool = False) -> None:
         self.stage, self.counter, self.alone = stage, counter, alone
         self.idle_since = time.perf_counter()
+        self.ids: list[str] = []
 
     def begin(self, block: pa.Table) -> None:
         """A block has come in."""
@@ -89,11 +106,17 @@ class StageMeter:
             if self.alone:
                 self.counter.ended.remote(self.stage, self.ids)
 
+    def broken(self, reason: str) -> None:
+        """This actor is at fault and is about to end: no image of its block is."""
+        actor = ray.get_runtime_context().get_actor_id()
+        ray.get(self.counter.broken.remote(self.stage, actor, self.ids, reason))
+
 
 @dataclass
 class StageSums:
     """Sums of one stage over all its actors; ``queue``: images waiting before it, summed over
-    ``asked`` looks, and the most there were."""
+    ``asked`` looks, and the most there were; ``faults`` of the actors ``faulty`` since the detector
+    last answered, for the ``reason`` of the last."""
 
     took: int = 0
     images: int = 0
@@ -102,6 +125,9 @@ class StageSums:
     most_queued: int = 0
     asked: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    faults: int = 0
+    faulty: set[str] = field(default_factory=set)
+    reason: str = ""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -114,14 +140,19 @@ class Counter:
 
     def __init__(self, stages: Sequence[str] = ()) -> None:
         self.counts = (0, 0, 0)
+        self.kinds: ErrorKinds = {}
         self.stages = {name: StageSums() for name in stages}
         self.order = list(stages)
         self.open: dict[tuple[str, str], int] = {}
 
-    def add(self, images: int, errors: int, detections: int) -> None:
+    def add(self, images: int, kinds: ErrorKinds, detections: int) -> None:
         """Count a finished block."""
-        old = self.counts
+        old, errors = self.counts, sum(count for count, _ in kinds.values())
         self.counts = (old[0] + images, old[1] + errors, old[2] + detections)
+        for kind, (count, example) in kinds.items():
+            if kind in self.kinds or len(self.kinds) < MOST_KINDS:
+                known, first = self.kinds.get(kind, (0, example))
+                self.kinds[kind] = (known + count, first)
 
     def read(self) -> tuple[int, int, int]:
         """Images, errors, detections so far."""
@@ -143,6 +174,8 @@ class Counter:
         """A stage is done with a block."""
         found = self.stages[stage]
         found.images += images
+        if sums.get("forwards"):
+            found.faults, found.faulty = 0, set()
         for name, value in sums.items():
             found.sums[name] = found.sums.get(name, 0.0) + value
 
@@ -156,6 +189,19 @@ class Counter:
         for image in ids:
             self.open.pop((stage, image), None)
 
+    def broken(self, stage: str, actor: str, ids: Sequence[str], reason: str) -> None:
+        """An actor of the stage ends by its own fault, not by that of these images."""
+        self.ended(stage, ids)
+        found = self.stages[stage]
+        found.faults += 1
+        found.faulty.add(actor)
+        found.reason = reason
+
+    def verdict(self, max_error_rate: float) -> tuple[str, str]:
+        """Why the graph should stop: a fault of the actors, too many failed images; "": none."""
+        faults = (fault_of(name, stage) for name, stage in self.stages.items())
+        return next(filter(None, faults), ""), too_many(self.counts, self.kinds, max_error_rate)
+
     def accused(self) -> list[str]:
         """Images that one stage has begun more than once and never ended."""
         return sorted({image for (_, image), times in self.open.items() if times > 1})
@@ -163,6 +209,26 @@ class Counter:
     def report(self) -> list[dict[str, Any]]:
         """A record per stage, see `stage_record`."""
         return [stage_record(name, self.stages[name]) for name in self.order]
+
+
+def fault_of(name: str, stage: StageSums) -> str:
+    """Why a stage gets nowhere; "" unless its actors ended by their own fault again and again, with
+    no answer of a detector in between."""
+    if stage.faults < FAULTS_AN_ACTOR * max(1, len(stage.faulty)):
+        return ""
+    return f"no actor of {name} works, each ended {FAULTS_AN_ACTOR} times or more: {stage.reason}"
+
+
+def too_many(counts: tuple[int, int, int], kinds: ErrorKinds, max_error_rate: float) -> str:
+    """How many images failed and mostly why; "" unless it is a larger share than allowed."""
+    images, errors, _ = counts
+    if images < JUDGED_FROM or errors <= max_error_rate * images:
+        return ""
+    most, example = max(kinds.values())
+    return (
+        f"{errors} of {images} images failed, more than max_error_rate={max_error_rate:g} allows, "
+        f"{most} of them like {example}"
+    )
 
 
 def stage_record(name: str, stage: StageSums) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -14,31 +14,27 @@ import ray
 from ray.exceptions import RayError
 from rich.console import Console
 
-from af_pipeline.dist.causes import Causes, is_death, reason_in
+from af_pipeline.dist.causes import STOPPED, Causes, GraphError, is_death, reason_in
 from af_pipeline.dist.graph import build_graph, run_graph, set_context, stage_names
 from af_pipeline.dist.pools import PoolPlan
 from af_pipeline.dist.progress import shown_progress
 from af_pipeline.dist.sink import DAMAGED, RunFolder
 from af_pipeline.dist.stacking_stage import fail
 from af_pipeline.dist.stages import StageSettings
-from af_pipeline.dist.todo import PART_ROWS, Todo, left_to_do, settle, write_todo
+from af_pipeline.dist.todo import Todo, left_to_do, settle, write_todo
+from af_pipeline.dist.watch import TooManyErrors, watched
 from af_pipeline.schema import ImageRow
 from af_pipeline.settings import IndexConfig
 
-BLOCKS_PER_GRAPH = 20_000
 FEW = 64  # so many lost images are done one by one at once
 BARREN = 3  # passes in a row that may come to nothing: nodes die without fault of an image
-STOPPED = "the graph stopped: {}; run the same command again to go on from here"
 PUT_ASIDE = "{} damaged parts of rows/ were put aside in {}; their images are done again"
 CHANGED = (
     "{} images have changed since they were done and are done again "
     "(--set output.redo_changed=false keeps their rows)"
 )
+STOPPED_FILE = "stopped.json"  # there from a stop for too many errors to the next start
 DIED = "its worker process died each time it was tried (crash or out of memory)"
-
-
-class GraphError(RuntimeError):
-    """The graph stopped before its end; what is done is kept."""
 
 
 @dataclass
@@ -63,8 +59,9 @@ class Passes:
         written to any more.
         """
         listed = pq.read_metadata(self.manifest).num_rows
-        output = self.config.output
-        todo = self._todo(output.redo_errors, output.redo_changed)
+        output, stopped = self.config.output, self.folder.exists(STOPPED_FILE)
+        todo = self._todo(stopped or output.redo_errors, output.redo_changed)
+        self.folder.remove(STOPPED_FILE)
         skipped = listed - todo.images
         if skipped:
             self.console.print(f"resuming: {skipped} of {listed} images are done")
@@ -106,24 +103,36 @@ class Passes:
             shown_progress(todo.images, stage_names(self.pools), self.console) as counter,
         ):
             settings = replace(self.settings, counter=counter)
-            for parts in _rounds(todo.parts, 1 if alone else config.ray.rows_per_block):
-                graph = build_graph(config, parts, folder.arrow, settings, self.pools, alone)
-                try:
-                    run_graph(graph, folder, per_file, config.ray.task_cpus)
-                except RayError as error:
-                    # An actor that cannot start is no accident.
-                    if not is_death(error) or getattr(error, "actor_init_failed", False):
-                        raise GraphError(STOPPED.format(reason_in(str(error)))) from error
-                    causes.death = reason_in(str(error))
-                # The traceback of a lost block holds actors of the graph, and these the CPUs of
-                # the next.
-                del graph
-                gc.collect()
+            graph = build_graph(config, todo.parts, folder.arrow, settings, self.pools, alone)
+            try:
+                watched(graph, counter, config.max_error_rate)
+                run_graph(graph, folder, per_file, config.ray.task_cpus)
+            except TooManyErrors as error:
+                self._forget_errors(str(error))
+                raise
+            except RayError as error:
+                # An actor that cannot start is no accident.
+                if not is_death(error) or getattr(error, "actor_init_failed", False):
+                    raise GraphError(STOPPED.format(reason_in(str(error)))) from error
+                causes.death = reason_in(str(error))
+            # The traceback of a lost block holds actors of the graph, and these the CPUs of the
+            # next.
+            del graph
+            gc.collect()
             account: list[dict[str, Any]] = ray.get(counter.report.remote())
             accused: list[str] = ray.get(counter.accused.remote()) if alone else []
         if accused:
             self._write_errors(set(accused))
         return account, causes
+
+    def _forget_errors(self, reason: str) -> None:
+        """Take all failed rows out: what made this run stop may have made them fail.
+
+        A worker may still write some, so that the next start does it again.
+        """
+        self.folder.check_owner()
+        self.folder.write_json(STOPPED_FILE, {"reason": reason})
+        settle(self.folder, self.manifest, redo_errors=True)
 
     def _write_errors(self, guilty: Collection[str]) -> None:
         """Write error rows for those of ``guilty`` that are not done."""
@@ -133,12 +142,6 @@ class Passes:
             lost = [_lost_row(r) for r in table.to_pylist() if r["image_id"] in guilty]
             if lost:
                 self.folder.append_rows(lost)
-
-
-def _rounds(parts: Sequence[str], rows_per_block: int) -> Iterator[Sequence[str]]:
-    """Parts of the list for one graph after the other: Ray keeps 12 KB a block while one runs."""
-    size = max(1, BLOCKS_PER_GRAPH * rows_per_block // PART_ROWS)
-    return (parts[start : start + size] for start in range(0, len(parts), size))
 
 
 def _images_per_file(images: int) -> int:

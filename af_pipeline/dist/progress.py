@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,7 +27,12 @@ def shown_progress(total: int, stages: Sequence[str], console: Console) -> Itera
     """Yield the handle of a `Counter` of ``stages`` and show its counts until the block ends."""
     # Beside the driver: a counter on a worker node would go down with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    counter = Counter.options(scheduling_strategy=here).remote(stages)  # type: ignore[attr-defined]
+    held = ray.put(list(stages))
+    # Ray says once a process, on stderr and past Python's logging, that an actor which may restart
+    # has arguments in the object store. Ray Data starts all of its actors so, and holds the objects
+    # as long as a graph runs, so that there is nothing to do about it: said here, to nobody.
+    with _no_stderr():
+        counter = Counter.options(scheduling_strategy=here).remote(held)  # type: ignore[attr-defined]
     ended = threading.Event()
     show = _show_bar if console.is_terminal else _show_lines
     thread = threading.Thread(target=show, args=(counter, total, ended, console), daemon=True)
@@ -35,6 +43,20 @@ def shown_progress(total: int, stages: Sequence[str], console: Console) -> Itera
         ended.set()
         thread.join()
         ray.kill(counter)
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Let what this process writes to stderr go nowhere, that of libraries in C++ too."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _read(counter: Any, total: int) -> tuple[int, int, int]:

@@ -19,13 +19,12 @@ from ray.exceptions import RayError
 from af_pipeline.budget import BudgetRule, gain_floor
 from af_pipeline.cascade import look
 from af_pipeline.chipping import next_chips
-from af_pipeline.dist.causes import reason_in
+from af_pipeline.dist.causes import STOPPED, GraphError, reason_in
 from af_pipeline.dist.dry_run import sample_images
-from af_pipeline.dist.passes import STOPPED, GraphError
 from af_pipeline.dist.pools import PoolPlan, stage_plan
 from af_pipeline.dist.sink import RunFolder
 from af_pipeline.dist.stacking_stage import fail
-from af_pipeline.dist.stages import CoarseStage, StageSettings
+from af_pipeline.dist.stages import ActorFault, CoarseStage, StageSettings
 from af_pipeline.plans import Plan, with_gain_floor
 from af_pipeline.schema import ImageRow
 from af_pipeline.settings import IndexConfig
@@ -69,6 +68,7 @@ class SampleStage(CoarseStage):
             try:
                 self.worths.append(self._worth(row))
             except Exception as error:
+                self.check_detector()
                 fail(row, f"detection failed: {error!r}")
 
     def _worth(self, row: ImageRow) -> Worth:
@@ -114,7 +114,7 @@ def look_at_sample(
         try:
             found += ray.get(sampler.worth.remote(table.slice(number, 1)))
         except RayError as error:
-            if getattr(error, "actor_init_failed", False):
+            if isinstance(error, ActorFault) or getattr(error, "actor_init_failed", False):
                 raise GraphError(STOPPED.format(reason_in(str(error)))) from error
             sampler = None  # the image took its process along
     if sampler is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,13 +36,36 @@ def ray_session(address: str | None, dashboard: bool = False) -> Iterator[None]:
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     # The graph needs a little more than one CPU of bookkeeping, so a single core counts as two.
     cpus = max(2, os.cpu_count() or 1) if target == "local" else None
-    ray.init(
-        address=target,
-        num_cpus=cpus,
-        include_dashboard=dashboard if target == "local" else None,
-        logging_level=logging.WARNING,
-    )
+    with _own_signals():
+        ray.init(
+            address=target,
+            num_cpus=cpus,
+            include_dashboard=dashboard if target == "local" else None,
+            logging_level=logging.WARNING,
+        )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handlers of this process while Ray starts.
+
+    Ray's own end the process with other exit codes: with that of SIGABRT and a stack of addresses
+    once it runs, with sys.exit(15) or sys.exit(1) while it starts.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where Ray sets none
+        yield
+        return
+    interrupt, terminate = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        if callable(terminate):
+            terminate(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, terminate)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from af_pipeline.cascade import stack
 from af_pipeline.data.secrets import redact_text
-from af_pipeline.dist.meter import StageMeter
+from af_pipeline.dist.meter import ErrorKinds, StageMeter
 from af_pipeline.plans import Plan
 from af_pipeline.schema import ImageRow, rows_to_table, table_to_rows
 
 STACK = "Stack"
+NUMBER = re.compile(r"\d+")
 
 
 def fail(row: ImageRow, message: str) -> None:
@@ -21,6 +24,17 @@ def fail(row: ImageRow, message: str) -> None:
     text = redact_text(" ".join(message.split()))[:500].encode(errors="backslashreplace").decode()
     row.error = text or "unknown error"
     row.detections, row.chips, row.candidates = fresh.detections, [], []
+
+
+def kinds_of(rows: Sequence[ImageRow]) -> ErrorKinds:
+    """The errors of ``rows``; messages that differ in numbers and names of images are one kind."""
+    kinds: ErrorKinds = {}
+    for row in rows:
+        if row.error:
+            kind = NUMBER.sub("#", row.error.replace(row.uri, "").replace(row.image_id, ""))
+            count, example = kinds.get(kind, (0, f"{row.image_id}: {row.error}"))
+            kinds[kind] = (count + 1, example)
+    return kinds
 
 
 class StackStage:
@@ -43,9 +57,8 @@ class StackStage:
                 fail(row, f"stacking failed: {error!r}")
         self.meter.end({})
         if self.counter is not None:
-            errors = sum(1 for row in rows if row.error)
             found = sum(len(row.detections) for row in rows)
-            self.counter.add.remote(len(rows), errors, found)
+            self.counter.add.remote(len(rows), kinds_of(rows), found)
         return rows_to_table(rows, stored=True)
 
 

@@ -1,11 +1,15 @@
 """Stages of the index graph: thin adapters between Arrow blocks and the cascade.
 
-Errors never leave a stage: an image that cannot be read or detected carries the reason in its
-row, is skipped by later stages and reaches the output like any other.
+Errors of an image never leave a stage: one that cannot be read or detected carries the reason in
+its row, is skipped by later stages and reaches the output like any other. Errors of the actor (a
+card that is gone, memory that does not come back) are no image's: where the detector fails on a
+black picture too, the actor ends, so that Ray starts another process in its place and does the
+block again.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +19,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import ray
 from numpy.typing import NDArray
 
 from af_pipeline.cascade import Predictor, advance, look, pending_pixels, start_row
 from af_pipeline.codec import DecodeError, decode_image, image_size
 from af_pipeline.data.storage import LOCAL, SourceError, Storage, read_bytes
 from af_pipeline.depth import BY_TYPE, DepthConfig
+from af_pipeline.dist.causes import GraphError
 from af_pipeline.dist.meter import MeteredPredictor, StageMeter
 from af_pipeline.dist.stacking_stage import fail
 from af_pipeline.plans import Plan
@@ -67,27 +73,63 @@ class StageSettings:
     alone: bool = False
 
 
+class ActorFault(GraphError):
+    """The detector of this process fails whatever it is given: no image is to blame."""
+
+
 class DetectStage:
     """Looks at the pending chips of one scale, or of some of its lanes."""
 
     def __init__(self, settings: StageSettings) -> None:
         cv2.setNumThreads(settings.threads)
         self.settings, self.plan = settings, settings.plan
-        detector = settings.detector
-        predict = detector.loader(settings.threads, **detector.options)
-        self.predict = MeteredPredictor(predict, settings.plan)
         self.meter = StageMeter(settings.name, settings.counter, settings.alone)
+        detector = settings.detector
+        try:
+            predict = detector.loader(settings.threads, **detector.options)
+        except Exception as error:
+            # Ray Data waits for ever for an actor that cannot start again.
+            counted = settings.counter is not None
+            if counted and ray.get_runtime_context().was_current_actor_reconstructed:
+                self._end(repr(error))
+            raise
+        self.predict = MeteredPredictor(predict, settings.plan)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of `ROW` in and out, same rows in the same order."""
+        """A table of `ROW` in (the first stage: `MANIFEST`) and out, same rows in the same order.
+
+        Raises ActorFault where nobody counts; else such a fault ends the process.
+        """
         self.meter.begin(table)
+        try:
+            rows = self.work(table)
+        except ActorFault as fault:
+            self._end(str(fault))
+            raise
+        self.meter.end(self.predict.take())
+        return rows_to_table(rows)
+
+    def work(self, table: pa.Table) -> list[ImageRow]:
+        """The rows of ``table``, looked at."""
         rows = table_to_rows(table)
         scale = self.settings.scale or 0
         sizes = [0 if row.error else pending_pixels(row, scale, self.plan) for row in rows]
         for group in groups_within(sizes, GROUP_PIXELS):
             self.look_safely([rows[i] for i in group if not rows[i].error], scale)
-        self.meter.end(self.predict.take())
-        return rows_to_table(rows)
+        return rows
+
+    def _end(self, reason: str) -> None:
+        """End this process, so that another is started in its place; not where nobody counts."""
+        if self.settings.counter is not None:
+            self.meter.broken(reason)
+            os._exit(1)
+
+    def check_detector(self) -> None:
+        """Called when an image has failed: raise ActorFault if that was not its own fault."""
+        try:
+            self.predict.probe()
+        except Exception as fault:
+            raise ActorFault(f"the detector fails on a black picture too: {fault!r}") from fault
 
     def look_safely(self, rows: Sequence[ImageRow], scale: int) -> None:
         """Look at ``rows`` together; should that fail, one by one, so the culprit is known."""
@@ -100,6 +142,7 @@ class DetectStage:
             for row, state in zip(rows, before, strict=True):
                 _restore(row, state)
             if len(rows) == 1:
+                self.check_detector()
                 fail(rows[0], f"detection at scale {scale} failed: {error!r}")
                 return
             for row in rows:
@@ -113,14 +156,12 @@ class CoarseStage(DetectStage):
         super().__init__(settings)
         self.pool = ThreadPoolExecutor(max(1, settings.threads), "decode")
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """A table of `MANIFEST` in, of `ROW` out."""
-        self.meter.begin(table)
+    def work(self, table: pa.Table) -> list[ImageRow]:
+        """The images of a table of `MANIFEST`, read and looked at."""
         rows = [ImageRow(**record) for record in table.to_pylist()]
         for group in self._decoded_groups(rows):
             self.look_through(group)
-        self.meter.end(self.predict.take())
-        return rows_to_table(rows)
+        return rows
 
     def look_through(self, rows: Sequence[ImageRow]) -> None:
         """What is done with images that were just decoded."""
@@ -146,11 +187,13 @@ class CoarseStage(DetectStage):
     def _start(self, rows: Sequence[ImageRow], data: Sequence[bytes | None]) -> list[ImageRow]:
         images = self.pool.map(self._decode, rows, data)
         for row, image in zip(rows, images, strict=True):
-            if image is not None:
+            if isinstance(image, MemoryError):
+                self.check_detector()
+            elif image is not None:
                 start_row(row, image, self.settings.plan)
         return [row for row in rows if not row.error]
 
-    def _decode(self, row: ImageRow, data: bytes | None) -> NDArray[np.uint8] | None:
+    def _decode(self, row: ImageRow, data: bytes | None) -> NDArray[np.uint8] | MemoryError | None:
         if data is None:
             return None
         began = time.perf_counter()
@@ -158,7 +201,7 @@ class CoarseStage(DetectStage):
             image = decode_image(data, self.settings.max_pixels, self.settings.depth)
         except DecodeError as error:
             fail(row, str(error))
-            return None
+            return error.__cause__ if isinstance(error.__cause__, MemoryError) else None
         except Exception as error:
             fail(row, f"cannot decode: {error!r}")
             return None

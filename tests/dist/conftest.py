@@ -75,6 +75,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "set_context", lambda *_, **__: None)
     monkeypatch.setattr(passes, "shown_progress", no_progress)
     monkeypatch.setattr(passes, "build_graph", lambda config, parts, *_: parts)
+    monkeypatch.setattr(passes, "watched", lambda *_: None)
     monkeypatch.setattr(passes, "run_graph", run_graph)
 
 
