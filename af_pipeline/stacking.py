@@ -27,7 +27,7 @@ class StackRule:
     sigma: float = 0.55
     iou: float = 0.5
     min_score: float = 0.01
-    max_detections: int = 1000
+    max_detections: int = 5000
     class_agnostic: bool = False
 
 

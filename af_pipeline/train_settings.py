@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from af_pipeline.config import Count, Section, Side, Threads
 from af_pipeline.depth import DepthConfig
-from af_pipeline.settings import FocusLabelConfig, RayConfig, ScaleConfig, check_pyramid
+from af_pipeline.ray_settings import RayConfig
+from af_pipeline.settings import FocusLabelConfig, ScaleConfig, check_pyramid
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 

@@ -19,7 +19,8 @@ from af_pipeline.cli import config_parser
 from af_pipeline.config import load_config
 from af_pipeline.dist.pools import routes_of
 from af_pipeline.plans import build_plan
-from af_pipeline.settings import IndexConfig, PoolConfig
+from af_pipeline.ray_settings import PoolConfig
+from af_pipeline.settings import IndexConfig
 
 ROOT = Path(__file__).parents[1]
 CLOUDS = {name: ROOT / f"cluster/{name}.yaml" for name in ("aws", "gcp")}

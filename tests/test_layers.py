@@ -41,6 +41,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
         "af_pipeline.config",
         "af_pipeline.depth",
         "af_pipeline.guarantee",
+        "af_pipeline.ray_settings",
         "af_pipeline.settings",
         "af_pipeline.train_settings",
     ),

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from af_pipeline.plans import Plan
-from af_pipeline.settings import IndexConfig, PoolConfig
+from af_pipeline.ray_settings import PoolConfig
+from af_pipeline.settings import IndexConfig
 
 RAY_CPUS = 1.0  # what Ray Data's own tasks ask for, one at a time
 UNLANED = -1  # the lane of chips that are larger than the largest

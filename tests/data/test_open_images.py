@@ -175,9 +175,9 @@ def test_broken_images_are_left_out_while_training(
     chips = stream(data, RULE, drop=True)
     opened: list[str] = []
 
-    def open_and_note(image: AnnotatedImage, frame: Frame) -> Any:
+    def open_and_note(image: AnnotatedImage, *how: Any) -> Any:
         opened.append(image.image_id)
-        return open_image(image, frame)
+        return open_image(image, *how)
 
     monkeypatch.setattr("af_pipeline.data.training_images.open_image", open_and_note)
 

@@ -68,15 +68,9 @@ def test_secrets_reach_no_record(tmp_path: Path, name: str) -> None:
     sample = run_sample(table, stage_settings(listed))
     lines = describe(remote, build_plan(remote), [], 1) + costs(remote, sample, 1, 1.0)
     folder = RunFolder.at(f"{tmp_path}/out")
-    write_run(
-        remote,
-        folder,
-        Outcome(f"{tmp_path}/out", Totals(), 0, 1.0),
-        {
-            "detector": "d",
-            "class_names": [],
-        },
-    )
+    (tmp_path / "out").mkdir()
+    outcome = Outcome(f"{tmp_path}/out", Totals(), 0, 1.0)
+    write_run(remote, folder, outcome, {"detector": "d", "class_names": []})
     record = (tmp_path / "out/run.json").read_text()
     assert json.loads(record)["config_hash"] == config_hash(remote, NOT_IDENTITY)
     for text in (row.error, row.image_id, *lines, record):

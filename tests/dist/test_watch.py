@@ -83,7 +83,8 @@ def look_at(folder: Path, tags: Sequence[int], **options: Any) -> list[ImageRow]
     uris = [str(folder / "images" / name) for name in names]
     detector = DetectorSource(Failing, options, CLASS_NAMES, "failing")
     stage = CoarseStage(StageSettings(build_plan(config), detector, 10**6))
-    return table_to_rows(stage(pa.table({"image_id": names, "uri": uris}).cast(MANIFEST)))
+    listed = {"image_id": names, "uri": uris, "version": [""] * len(names)}
+    return table_to_rows(stage(pa.table(listed).cast(MANIFEST)))
 
 
 FAULTS = [RuntimeError("CUDA error"), MemoryError(), OSError("cuDNN"), ValueError("weights")]
