@@ -6,7 +6,7 @@ before or between the lines of this one.
 
 import re
 
-COPIED = re.compile(r"\x1b\[\d+m\([^)]*(pid|ip)=[^)]*\)")
+COPIED = re.compile(r"\x1b\[\d+m\(.*?\b(pid|ip)=[^)]*\)")
 
 
 def own_lines(text: str) -> str:

@@ -51,12 +51,13 @@ def test_every_recipe_is_tried() -> None:
 def test_twenty_steps(recipe: str, tmp_path: Path) -> None:
     folder, _, file = DATA[recipe].partition("/")
     train = real_data(folder) / file
+    images = "null"
     if folder == "coco128":
-        train = as_official(train, tmp_path)
+        images, train = str(train.parent / "images"), as_official(train, tmp_path)
     sets = [
         *SMALL,
         f"data.train={train}",
-        f"data.images={train.parent / 'images' if folder == 'coco128' else 'null'}",
+        f"data.images={images}",
         f"run.output={tmp_path}",
         "run.name=short",
     ]

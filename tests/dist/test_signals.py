@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.dist.planted import index_config, picture, save
+from tests.dist.said import own_lines
 from tests.dist.training import arguments, steps
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +72,7 @@ def stop(command: list[str], begun: Path, number: signal.Signals) -> str:
     assert ends == [
         f"error: stopped by {SIGNALS[number]}; run the same command again to go on from here"
     ], said
-    assert "Traceback" not in said
+    assert "Traceback" not in own_lines(said)  # Ray's own actors may end with one
     return said
 
 
