@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -21,11 +21,13 @@ from af_pipeline.dist.progress import shown_progress
 from af_pipeline.dist.sink import DAMAGED, RunFolder
 from af_pipeline.dist.stacking_stage import fail
 from af_pipeline.dist.stages import StageSettings
-from af_pipeline.dist.todo import Todo, left_to_do, settle, write_todo
+from af_pipeline.dist.todo import PART_ROWS, Todo, left_to_do, settle, write_todo
 from af_pipeline.dist.watch import TooManyErrors, watched
 from af_pipeline.schema import ImageRow
 from af_pipeline.settings import IndexConfig
 
+# Of one graph: a million images at the usual four a block. Its driver keeps up to 5 KB a block.
+BLOCKS_PER_GRAPH = 250_000
 FEW = 64  # so many lost images are done one by one at once
 BARREN = 3  # passes in a row that may come to nothing: nodes die without fault of an image
 PUT_ASIDE = "{} damaged parts of rows/ were put aside in {}; their images are done again"
@@ -103,22 +105,23 @@ class Passes:
             shown_progress(todo.images, stage_names(self.pools), self.console) as counter,
         ):
             settings = replace(self.settings, counter=counter)
-            graph = build_graph(config, todo.parts, folder.arrow, settings, self.pools, alone)
-            try:
-                watched(graph, counter, config.max_error_rate)
-                run_graph(graph, folder, per_file, config.ray.task_cpus)
-            except TooManyErrors as error:
-                self._forget_errors(str(error))
-                raise
-            except RayError as error:
-                # An actor that cannot start is no accident.
-                if not is_death(error) or getattr(error, "actor_init_failed", False):
-                    raise GraphError(STOPPED.format(reason_in(str(error)))) from error
-                causes.death = reason_in(str(error))
-            # The traceback of a lost block holds actors of the graph, and these the CPUs of the
-            # next.
-            del graph
-            gc.collect()
+            for parts in rounds(todo.parts, 1 if alone else config.ray.rows_per_block):
+                graph = build_graph(config, parts, folder.arrow, settings, self.pools, alone)
+                try:
+                    watched(graph, counter, config.max_error_rate)
+                    run_graph(graph, folder, per_file, config.ray.task_cpus)
+                except TooManyErrors as error:
+                    self._forget_errors(str(error))
+                    raise
+                except RayError as error:
+                    # An actor that cannot start is no accident.
+                    if not is_death(error) or getattr(error, "actor_init_failed", False):
+                        raise GraphError(STOPPED.format(reason_in(str(error)))) from error
+                    causes.death = reason_in(str(error))
+                # The traceback of a lost block holds actors of the graph, and these the CPUs of
+                # the next.
+                del graph
+                gc.collect()
             account: list[dict[str, Any]] = ray.get(counter.report.remote())
             accused: list[str] = ray.get(counter.accused.remote()) if alone else []
         if accused:
@@ -142,6 +145,12 @@ class Passes:
             lost = [_lost_row(r) for r in table.to_pylist() if r["image_id"] in guilty]
             if lost:
                 self.folder.append_rows(lost)
+
+
+def rounds(parts: Sequence[str], rows_per_block: int) -> Iterator[Sequence[str]]:
+    """Parts of the list of images, as many at a time as one graph takes."""
+    size = max(1, BLOCKS_PER_GRAPH * rows_per_block // PART_ROWS)
+    return (parts[start : start + size] for start in range(0, len(parts), size))
 
 
 def _images_per_file(images: int) -> int:

@@ -133,8 +133,7 @@ def test_actors_live_as_long_as_the_run(tmp_path: Path, monkeypatch: pytest.Monk
     pictures(tmp_path, 8)
     # Parts of the list as of a run of ten million; in former times there was a graph for each.
     for module in (todo, passes):
-        monkeypatch.setattr(module, "PART_ROWS", 2, raising=False)
-    monkeypatch.setattr(passes, "BLOCKS_PER_GRAPH", 1, raising=False)
+        monkeypatch.setattr(module, "PART_ROWS", 2)
     config = index_config(tmp_path / "images", tmp_path / "out", mode="whole")
     run = index(config, breaking(tmp_path, lasts=100))
     assert (run.totals.images, run.totals.errors) == (8, 0)

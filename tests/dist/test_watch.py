@@ -16,6 +16,7 @@ from ray.data._internal.execution.operators.map_operator import MapOperator
 from af_pipeline.cascade import Prediction
 from af_pipeline.dist import stages
 from af_pipeline.dist.meter import StageSums, fault_of, too_many
+from af_pipeline.dist.passes import rounds
 from af_pipeline.dist.stacking_stage import kinds_of
 from af_pipeline.dist.stages import ActorFault, CoarseStage, DetectorSource, StageSettings
 from af_pipeline.dist.watch import BLOCKS_AHEAD, LISTS_AHEAD, RECORDS_KEPT, FewAhead, Watch
@@ -154,3 +155,14 @@ def test_no_stage_runs_far_ahead(reads: bool) -> None:
     queue.num_blocks = limit
     assert not policy.can_add_input(op)
     assert policy.max_task_output_bytes_to_read(op) == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "rows_per_block", "graphs"), [(1, 4, 1), (50, 4, 1), (500, 4, 10)]
+)
+def test_a_million_images_are_one_graph(parts: int, rows_per_block: int, graphs: int) -> None:
+    """A part of the list has 20,000 images."""
+    listed = [str(number) for number in range(parts)]
+    made = list(rounds(listed, rows_per_block))
+    assert [name for one in made for name in one] == listed
+    assert len(made) == graphs
