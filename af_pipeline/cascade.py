@@ -18,8 +18,8 @@ from af_pipeline.chipping import candidates_of, make_chip, next_chips
 from af_pipeline.lanes import Lane, pack
 from af_pipeline.plans import Plan
 from af_pipeline.scales import pyramid_pixels
-from af_pipeline.schema import Detections, ImageRow, join_detections, no_detections
-from af_pipeline.seams import cut_sides, join_parts, seen_further
+from af_pipeline.schema import Detections, ImageRow, Ledger, join_detections
+from af_pipeline.seams import any_of, cut_sides, join_parts, seen_further
 from af_pipeline.stacking import StackRule, border_keep, suppress
 from af_pipeline.views import Cutter, Tile, View, canvas_of, tiles_of, view_of
 
@@ -217,11 +217,10 @@ def _collect(
 ) -> None:
     """Take one chip's detections into its row, and its account."""
     ledger = row.ledger
-    found, open_sides, cells = _whole_chips_worth(row, view, answer, plan)
-    cut = open_sides.any(1)
+    found, parts = _seen_in_tiles(row, view, answer, plan)
+    cut = parts.cuts.any(1)
     if cut.any():
-        found, cut = _joined(found, open_sides, cells)
-        ledger.joined_seam += len(open_sides) - len(cut)
+        found, cut = _joined(found, parts, ledger)
     valid = plan.scales[scale].valid(found.boxes)
     ledger.dropped_range += int((~valid).sum())
     ledger.cut_seam += int((valid & cut).sum())
@@ -234,13 +233,26 @@ def _collect(
     ledger.chips[scale] += 1
 
 
-def _whole_chips_worth(
-    row: ImageRow, view: View, answer: Sequence[tuple[Tile, Prediction]], plan: Plan
-) -> tuple[Detections, NDArray[np.bool_], NDArray[np.int64]]:
-    """Detections of all tiles of a chip, original px, without those that the border rule drops.
+@dataclass(frozen=True)
+class _Parts:
+    """What is known of N detections of one chip beside their boxes.
 
-    With bool [N, 4], the sides (left, top, right, low) that a seam between tiles cuts, and int
-    [N, 2], column and row of the tile.
+    cuts: bool [N, 4], sides (left, top, right, low) that a seam between tiles cuts; leaves: bool
+    [N], whether the border rule drops it, since an edge of the chip may cut it; cells: int [N, 2],
+    column and row of its tile.
+    """
+
+    cuts: NDArray[np.bool_]
+    leaves: NDArray[np.bool_]
+    cells: NDArray[np.int64]
+
+
+def _seen_in_tiles(
+    row: ImageRow, view: View, answer: Sequence[tuple[Tile, Prediction]], plan: Plan
+) -> tuple[Detections, _Parts]:
+    """Detections of all tiles of a chip, original px, without those that are not needed.
+
+    What leaves the chip is kept only where a seam cuts it too: its other parts must not stay.
     """
     size = (view.height, view.width)
     x0, y0, x1, y1 = view.chip.box
@@ -248,15 +260,16 @@ def _whole_chips_worth(
     rects = [tile.rect for tile, _ in answer]
     starts = [sorted({rect[axis] for rect in rects}) for axis in (0, 1)]
     factors, corner = np.array([*view.factors[::-1]] * 2), np.array([x0, y0] * 2)
-    parts, sides, cells = [no_detections()], [np.zeros((0, 4), bool)], [np.zeros((0, 2), np.int64)]
+    found, parts = [], []
     for tile, prediction in answer:
         boxes = prediction.boxes + np.array(tile.rect[:2] * 2)
         cuts = cut_sides(boxes, tile.rect, size, plan.border)
-        keep = border_keep(boxes, size, inner, plan.border)
+        leaves = ~border_keep(boxes, size, inner, plan.border)
+        keep = ~leaves | cuts.any(1)
         keep &= ~seen_further(boxes, cuts, tile.rect, rects, plan.border)
         row.ledger.dropped_border += int((~keep).sum())
         count = int(keep.sum())
-        parts.append(
+        found.append(
             Detections(
                 (boxes[keep] / factors + corner).astype(np.float32),
                 prediction.scores[keep],
@@ -264,20 +277,25 @@ def _whole_chips_worth(
                 np.full(count, view.chip.scale, np.int8),
             )
         )
-        sides.append(cuts[keep])
         cell = [starts[axis].index(tile.rect[axis]) for axis in (0, 1)]
-        cells.append(np.tile(np.array(cell), (count, 1)))
-    return join_detections(parts), np.concatenate(sides), np.concatenate(cells)
+        parts.append((cuts[keep], leaves[keep], np.tile(np.array(cell), (count, 1))))
+    return join_detections(found), _Parts(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _joined(
-    found: Detections, sides: NDArray[np.bool_], cells: NDArray[np.int64]
+    found: Detections, parts: _Parts, ledger: Ledger
 ) -> tuple[Detections, NDArray[np.bool_]]:
     """Detections put together across the seams, and which of them a seam still cuts."""
-    own, others = np.flatnonzero(sides.any(1)), np.flatnonzero(~sides.any(1))
-    whole, parts = found.select(others), found.select(own)
-    best, boxes, scores, still = join_parts(
-        parts.boxes, parts.scores, parts.labels, sides[own], cells[own]
+    own, others = np.flatnonzero(parts.cuts.any(1)), np.flatnonzero(~parts.cuts.any(1))
+    whole, cut = found.select(others), found.select(own)
+    best, boxes, still, member = join_parts(
+        cut.boxes, cut.scores, cut.labels, parts.cuts[own], parts.cells[own]
     )
-    objects = replace(parts.select(best), boxes=boxes.astype(np.float32), scores=scores)
-    return join_detections([whole, objects]), np.concatenate([np.zeros(len(whole), bool), still])
+    stay = np.flatnonzero(~any_of(parts.leaves[own], member, len(best)))
+    ledger.joined_seam += len(own) - len(best)
+    ledger.dropped_border += len(best) - len(stay)
+    objects = replace(cut.select(best), boxes=boxes.astype(np.float32)).select(stay)
+    return (
+        join_detections([whole, objects]),
+        np.concatenate([np.zeros(len(whole), bool), still[stay]]),
+    )

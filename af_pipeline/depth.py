@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +54,7 @@ def to_8_bit(
         ValueError: ``depth`` goes by type, and the values have no fixed range.
     """
     low, high = _range(values, bits, depth, nodata)
-    scale = 255 / (high - low) if high > low else 0.0
+    scale = 255 / (high - low) if high > low else math.inf  # a step: what is above is white
     table = None
     if values.dtype.itemsize == 2 and values.dtype.kind != "f":
         every = np.arange(2**16).astype(np.uint16)
@@ -71,7 +72,8 @@ def _scaled(
     values: NDArray[Any], low: float, scale: float, nodata: float | None
 ) -> NDArray[np.uint8]:
     with np.errstate(invalid="ignore", over="ignore"):
-        steps = np.clip((values.astype(np.float64) - low) * scale + 0.5, 0, 255)
+        above = values.astype(np.float64) - low
+        steps = 255.0 * (above > 0) if math.isinf(scale) else np.clip(above * scale + 0.5, 0, 255)
     steps[_without_value(values, nodata)] = 0
     return steps.astype(np.uint8)
 
@@ -93,7 +95,8 @@ def _range(
     if values.dtype.kind == "f":
         raise ValueError(f"floating point image: its values have no fixed range; {advice}")
     full = 2 ** min(bits, 16) - 1
-    low, high = int(values.min()), int(values.max())
+    known = values if nodata is None else values[~_without_value(values, nodata)]
+    low, high = (int(known.min()), int(known.max())) if known.size else (0, 0)
     if low < 0 or high > full:
         raise ValueError(
             f"integer image with values {low}..{high}: only 0..{full} has a fixed range; {advice}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from af_pipeline.config import config_hash
+from af_pipeline.depth import BY_TYPE
 from af_pipeline.settings import GuaranteeConfig, IndexConfig
 
 # What an index config may change without a row of an image being another. The checkpoint's weights
@@ -18,7 +19,9 @@ FREE = (*NOT_IN_ROWS, "source")  # a guarantee holds for other images too
 
 def settings_hash(config: IndexConfig, detector: str) -> str:
     """Hash of all that decides what is found in an image; ``detector``: hash of the weights."""
-    return f"{config_hash(config, FREE)}-{detector[:8]}"
+    depth = config.source.depth
+    shown = "" if depth == BY_TYPE else f"-{config_hash(depth)}"  # the pixels of deep images
+    return f"{config_hash(config, FREE)}-{detector[:8]}{shown}"
 
 
 def check_guarantee(config: IndexConfig, detector: str) -> None:

@@ -69,7 +69,7 @@ LEDGER = pa.struct(
         pa.field("chips", pa.large_list(pa.int32())),  # chips forwarded, per scale
         pa.field("refused", pa.large_list(pa.int32())),  # chips the budget left out, per scale
         pa.field("pixels_pyramid", pa.int64()),  # network px of every scale whole
-        *[pa.field(name, pa.int32()) for name in COUNTERS],
+        *[pa.field(name, pa.int64()) for name in COUNTERS],
         pa.field("decode_ms", pa.float32()),
         pa.field("forward_ms", pa.float32()),
     ]
@@ -125,7 +125,7 @@ IMAGES = pa.schema(
         pa.field("pixels_pyramid", pa.int64()),
         pa.field("bytes", pa.int64()),
         pa.field("run_id", pa.string()),
-        *[pa.field(name, pa.int32()) for name in COUNTERS],
+        *[pa.field(name, pa.int64()) for name in COUNTERS],
         pa.field("decode_ms", pa.float32()),
         pa.field("forward_ms", pa.float32()),
         pa.field("pixels_per_scale", pa.list_(pa.int64())),

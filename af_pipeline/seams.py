@@ -53,15 +53,15 @@ def seen_further(
 
 def join_parts(
     boxes: NDArray, scores: NDArray, labels: NDArray, cuts: NDArray[np.bool_], cells: NDArray
-) -> tuple[NDArray[np.int64], NDArray, NDArray, NDArray[np.bool_]]:
+) -> tuple[NDArray[np.int64], NDArray, NDArray[np.bool_], NDArray[np.int64]]:
     """Objects out of their parts on both sides of the seams.
 
     boxes [N, 4], scores [N], labels [N], ``cuts`` as of `cut_sides`, ``cells`` int [N, 2] column
     and row of the tile each lies in. Two parts of a label in neighbouring tiles are joined when
     their seam cuts both and they extend alike along it; of several the best pair, each once.
 
-    Returns for each of M objects: the index of its best part [M], its box [M, 4], its score [M],
-    the best of its parts, and whether a side is still cut [M].
+    Returns for each of M objects the index of its best part [M], whose score it has, its box [M, 4]
+    and whether a side is still cut [M]; and for each part the number of its object [N].
     """
     group = np.arange(len(boxes))
     left_open = cuts.copy()
@@ -73,9 +73,16 @@ def join_parts(
     best = np.lexsort((-scores, group))
     _, first, place = np.unique(group[best], return_index=True, return_inverse=True)
     whole = box_union(boxes[best], place, len(first))
-    still = np.zeros(len(first), bool)
-    np.logical_or.at(still, place, left_open[best].any(1))
-    return best[first], whole, scores[best[first]], still
+    member = np.empty(len(boxes), np.int64)
+    member[best] = place
+    return best[first], whole, any_of(np.any(left_open, axis=1), member, len(first)), member
+
+
+def any_of(flags: NDArray, member: NDArray[np.int64], objects: int) -> NDArray[np.bool_]:
+    """Whether a flag [N] is set for any part of each object [M]; ``member`` [N]: their objects."""
+    found = np.zeros(objects, bool)
+    np.logical_or.at(found, member, flags)
+    return found
 
 
 def _pairs(

@@ -175,8 +175,8 @@ def _dtype(page: Page) -> np.dtype[Any]:
     whole = page.bits in (8, 16, 32, 64)
     if letter is None or not (whole or (letter == "u" and 8 < page.bits < 16)):
         raise ValueError(f"values of {page.bits} bits of this kind are not supported")
-    if letter == "f" and page.bits == 8:
-        raise ValueError("floats of 8 bits are not supported")
+    if letter in "if" and page.bits == 8:
+        raise ValueError("signed values and floats of 8 bits are not supported")
     return np.dtype(page.layout.order + letter + str(page.bits // 8 if whole else 2))
 
 

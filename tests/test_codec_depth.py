@@ -15,7 +15,7 @@ from af_pipeline.config import ConfigError, config_from, load_config
 from af_pipeline.data.annotations import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.open_images import read_image
 from af_pipeline.data.training_images import FileImages, ImageCache
-from af_pipeline.depth import DepthConfig
+from af_pipeline.depth import DepthConfig, to_8_bit
 from af_pipeline.dist.account import NOT_IDENTITY
 from af_pipeline.dist.stages import CoarseStage, StageSettings
 from af_pipeline.dist.trainer import validation_config
@@ -96,6 +96,22 @@ def test_pixels_without_a_value_are_black_and_count_in_no_percentile() -> None:
 @pytest.mark.parametrize("depth", [DepthConfig(), WINDOW, PERCENTILES])
 def test_a_uniform_image_is_no_division_by_zero(depth: DepthConfig) -> None:
     assert len(np.unique(decode_image(deep_png(np.full((3, 4), 700)), depth=depth))) == 1
+
+
+def test_a_few_bright_pixels_on_black_are_seen() -> None:
+    """Both percentiles are 0: what is above is white."""
+    values = np.zeros((100, 100), np.uint16)
+    values[40:50, 40:50] = 4000
+    seen = to_8_bit(values, 16, PERCENTILES)
+    assert np.array_equal(seen, np.where(values, 255, 0))
+
+
+def test_pixels_without_a_value_are_outside_of_no_range() -> None:
+    values = np.full((8, 8), 500, np.int16)
+    values[:2] = -9999
+    with pytest.raises(ValueError, match="fixed range"):
+        to_8_bit(values, 16)
+    assert set(np.unique(to_8_bit(values, 16, nodata=-9999))) == {0, 2}
 
 
 def test_values_without_a_fixed_range_say_which_setting_helps() -> None:

@@ -48,6 +48,7 @@ def test_it_holds_for_its_settings() -> None:
         "lanes.fill=true",
         "stack.sigma=0.4",
         "detector_score=0.02",
+        "source.depth={stretch: window, low: 0, high: 4095}",
         "mode=whole",
         "bf16=false",
     ],

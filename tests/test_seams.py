@@ -6,10 +6,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from af_pipeline.cascade import Prediction
+from af_pipeline.cascade import Prediction, look
 from af_pipeline.lanes import make_lanes
 from af_pipeline.plans import TileRule
 from af_pipeline.scales import Scale
+from af_pipeline.schema import Chip, ImageRow
 from af_pipeline.seams import cut_sides, join_parts, seen_further
 from tests.fakes import SCALES, FakePredictor, check_found, make_plan, paint, run_cascade
 
@@ -121,14 +122,27 @@ def test_parts_are_joined_where_label_and_extent_agree() -> None:
     cuts = np.zeros((6, 4), bool)
     cuts[[0, 1, 3, 4], RIGHT] = cuts[[1, 2, 5], LEFT] = True
     cells = np.array([[0, 0], [1, 0], [2, 0], [0, 0], [0, 0], [1, 0]])
-    best, whole, final, still = join_parts(boxes, scores, labels, cuts, cells)
+    best, whole, still, member = join_parts(boxes, scores, labels, cuts, cells)
     assert sorted(zip(best.tolist(), whole.tolist(), still.tolist(), strict=True)) == [
         (0, [50, 10, 260, 60], False),
         (3, [60, 11, 128, 61], True),
         (4, [70, 90, 128, 120], True),
         (5, [96, 90, 150, 120], True),
     ]
-    np.testing.assert_array_equal(final, scores[best])
+    assert best[member].tolist() == [0, 0, 0, 3, 4, 5]
+
+
+def test_what_leaves_the_chip_across_a_seam_leaves_no_part() -> None:
+    """A chip of three tiles; the object goes on beyond it."""
+    image = paint(np.array([[40, 100, 600, 130]]), 300, 600)
+    plan = make_plan("whole", scales=(Scale(1.0),), rules=(), lanes=make_lanes((192,)), overlap=32)
+    row = ImageRow("0", "", 600, 300)
+    row.ledger.pixels, row.ledger.padded, row.ledger.chips = [0], [0], [0]
+    row.chips = [Chip(0, -1, (0, 0, 400, 300), 1.0, pixels=image[:, :400])]
+    look([row], 0, plan, FakePredictor())
+    assert not len(row.detections)
+    assert (row.ledger.dropped_border, row.ledger.cut_seam) == (1, 0)
+    assert row.ledger.joined_seam > 0
 
 
 def test_an_object_over_four_tiles_is_one() -> None:

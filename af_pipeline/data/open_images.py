@@ -130,8 +130,10 @@ def _look(
     """(what is wrong or "", whether boxes are turned, whether that is unsure)."""
     try:
         data = read_bytes(image.uri)
-        size = _named(image.uri, size_of, data)
+        size = _named(image.uri, image_size, data)
         turn = _turn(image, data, size, frame)
+        if size_of is not image_size:  # now that it is known to be as large as is said
+            _named(image.uri, size_of, data)
     except (SourceError, DecodeError, BrokenImageError) as error:
         return str(error), False, False
     stored = size[::-1] if _exif(data) in SIDEWAYS else size

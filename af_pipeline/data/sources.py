@@ -20,6 +20,7 @@ from af_pipeline.data.storage import (
     exists,
     holds_secret,
     join,
+    listing,
     parent,
     read_bytes,
     redact,
@@ -151,7 +152,7 @@ def read_json(path: str, storage: Storage = LOCAL) -> dict[str, Any]:
     Raises:
         SourceError: it cannot be read, is not JSON, or holds something else.
     """
-    return json_object(read_bytes(path, storage), path)
+    return json_object(read_bytes(path, listing(storage)), path)
 
 
 def json_object(data: bytes, path: str) -> dict[str, Any]:

@@ -205,7 +205,14 @@ def open_file(uri: str, storage: Storage = LOCAL, buffer: int = 1 << 16) -> Bina
         raise SourceError(f"{redact(uri)} is a folder, expected a file")
     if info["size"] is None:
         raise SourceError(f"{redact(uri)}: its server does not tell the size: copy the file")
-    return cast(BinaryIO, io.BufferedReader(_RangeFile(uri, info["size"], storage), buffer))
+    return cast(
+        BinaryIO, io.BufferedReader(_RangeFile(uri, info["size"], listing(storage)), buffer)
+    )
+
+
+def listing(storage: Storage) -> Storage:
+    """The same for lists and tars, which ``max_bytes`` of an image does not bound."""
+    return replace(storage, max_bytes=max(storage.max_bytes, LOCAL.max_bytes))
 
 
 class _RangeFile(io.RawIOBase):

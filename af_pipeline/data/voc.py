@@ -254,7 +254,8 @@ class _Folder:
         stated, own = self._match(filename), self._match(name)
         if not stated and not own:
             if may_miss:
-                image_id = filename or f"{name}.jpg"
+                # No more than a name: what stands in a file must not lead out of its folder.
+                image_id = re.split(r"[\\/]", filename)[-1] or f"{name}.jpg"
                 return image_id, posixpath.join(self.root, image_id)
             raise EntryError(f"has no image: neither {filename!r} nor {name!r} in {self.root}")
         one = len(stated) == 1 and stated[0] in own

@@ -197,10 +197,11 @@ class Counter:
         found.faulty.add(actor)
         found.reason = reason
 
-    def verdict(self, max_error_rate: float) -> tuple[str, str]:
+    def verdict(self, max_error_rate: float, done: int) -> tuple[str, str]:
         """Why the graph should stop: a fault of the actors, too many failed images; "": none."""
         faults = (fault_of(name, stage) for name, stage in self.stages.items())
-        return next(filter(None, faults), ""), too_many(self.counts, self.kinds, max_error_rate)
+        errors = too_many(self.counts, self.kinds, max_error_rate, done)
+        return next(filter(None, faults), ""), errors
 
     def accused(self) -> list[str]:
         """Images that one stage has begun more than once and never ended."""
@@ -219,10 +220,15 @@ def fault_of(name: str, stage: StageSums) -> str:
     return f"no actor of {name} works, each ended {FAULTS_AN_ACTOR} times or more: {stage.reason}"
 
 
-def too_many(counts: tuple[int, int, int], kinds: ErrorKinds, max_error_rate: float) -> str:
-    """How many images failed and mostly why; "" unless it is a larger share than allowed."""
+def too_many(
+    counts: tuple[int, int, int], kinds: ErrorKinds, max_error_rate: float, done: int = 0
+) -> str:
+    """How many images failed and mostly why; "" unless it is a larger share than allowed.
+
+    ``done``: images that were done before: a few bad ones that are left are a small share of all.
+    """
     images, errors, _ = counts
-    if images < JUDGED_FROM or errors <= max_error_rate * images:
+    if images < JUDGED_FROM or errors <= max_error_rate * (images + done):
         return ""
     most, example = max(kinds.values())
     return (

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from af_pipeline.data.annotations import AnnotatedDataset
-from af_pipeline.data.manifest import SourceImage
+from af_pipeline.data.manifest import SourceImage, local_version
 from af_pipeline.dist.account import Outcome
 from af_pipeline.dist.index import index
+from af_pipeline.dist.preflight import check_output
 from af_pipeline.dist.trainer import absolute, train
 from af_pipeline.settings import IndexConfig, LaneConfig, OutputConfig, SourceConfig, StackConfig
 from af_pipeline.train_settings import TrainConfig
@@ -35,6 +36,7 @@ def mine(config: TrainConfig, output: str, checkpoint: str | None = None) -> Min
     ``checkpoint``: the detector that proposes; None trains one for ``config.mining.steps``
     without negative chips. Raises ValueError, TrainError and what `index` raises.
     """
+    check_output(OutputConfig(uri=output))  # before the training, which takes long
     config = absolute(config)
     dataset = load_training(config)
     if dataset is None:
@@ -87,8 +89,10 @@ def proposal_config(config: TrainConfig, checkpoint: str, output: str) -> IndexC
         ),
         lanes=LaneConfig(),
         ray=mining.ray,
+        max_error_rate=1.0,  # what data.on_broken says of broken images is the training's concern
     )
 
 
 def _listed(dataset: AnnotatedDataset) -> Iterator[SourceImage]:
-    return (SourceImage(image.image_id, image.uri) for image in dataset.images)
+    images = dataset.images
+    return (SourceImage(i.image_id, i.uri, local_version(i.uri)) for i in images)

@@ -77,7 +77,7 @@ class Passes:
                 how = "one by one" if alone else "once more"
                 self.console.print(f"{todo.images} images were lost with their worker; {how} now")
             before = todo.images
-            account, causes = self._pass(todo, alone)
+            account, causes = self._pass(todo, alone, listed - todo.images)
             stages = stages or account
             todo = self._todo()
             barren = barren + 1 if todo.images == before else 0
@@ -96,7 +96,7 @@ class Passes:
             self.console.print(CHANGED.format(self.done.changed), soft_wrap=True)
         return write_todo(self.folder, self.manifest, self.done)
 
-    def _pass(self, todo: Todo, alone: bool) -> tuple[list[dict[str, Any]], Causes]:
+    def _pass(self, todo: Todo, alone: bool, done: int) -> tuple[list[dict[str, Any]], Causes]:
         config, folder = self.config, self.folder
         set_context(config)
         per_file = 1 if alone else config.output.images_per_file or _images_per_file(todo.images)
@@ -108,7 +108,7 @@ class Passes:
             for parts in rounds(todo.parts, 1 if alone else config.ray.rows_per_block):
                 graph = build_graph(config, parts, folder.arrow, settings, self.pools, alone)
                 try:
-                    watched(graph, counter, config.max_error_rate)
+                    watched(graph, counter, config.max_error_rate, done)
                     run_graph(graph, folder, per_file, config.ray.task_cpus)
                 except TooManyErrors as error:
                     self._forget_errors(str(error))

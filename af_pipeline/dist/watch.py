@@ -38,6 +38,7 @@ class Watch(ExecutionCallback):
 
     counter: Any = None
     max_error_rate = 1.0
+    done = 0
 
     def __init__(self) -> None:
         self.asked: Any = None
@@ -52,7 +53,7 @@ class Watch(ExecutionCallback):
         if self.counter is None or time.monotonic() < self.next_look:
             return
         if self.asked is None:
-            self.asked = self.counter.verdict.remote(self.max_error_rate)
+            self.asked = self.counter.verdict.remote(self.max_error_rate, self.done)
         if not ray.wait([self.asked], timeout=0)[0]:
             return
         fault, errors = ray.get(self.asked)
@@ -83,9 +84,10 @@ class FewAhead(BackpressurePolicy):
         return bool(self._topology[op].output_queue.num_blocks >= limit)
 
 
-def watched(rows: Dataset, counter: Any, max_error_rate: float) -> Dataset:
-    """The dataset, to be executed under the eyes of a `Watch`."""
-    kind = type("Watch", (Watch,), {"counter": counter, "max_error_rate": max_error_rate})
+def watched(rows: Dataset, counter: Any, max_error_rate: float, done: int) -> Dataset:
+    """The dataset, to be executed under the eyes of a `Watch`; ``done``: images done before."""
+    own = {"counter": counter, "max_error_rate": max_error_rate, "done": done}
+    kind = type("Watch", (Watch,), own)
     rows.context.custom_execution_callback_classes = [kind]
     policies = [*ENABLED_BACKPRESSURE_POLICIES, FewAhead]
     rows.context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)

@@ -223,6 +223,14 @@ def test_missing_files_are_all_named(kit: Kit) -> None:
     assert (missing.image_id, missing.uri) == ("a.jpg", str(kit.root / "JPEGImages/a.jpg"))
 
 
+@pytest.mark.parametrize("stated", ["/home/me/x.png", "../../x.png", r"C:\me\x.png"])
+def test_a_missing_file_is_looked_for_nowhere_else(kit: Kit, stated: str) -> None:
+    kit.add("b", xml())
+    kit.add("a", xml(filename=stated), image=None)
+    missing = load_voc(kit.set, on_broken="drop").images[1]
+    assert (missing.image_id, missing.uri) == ("x.png", str(kit.root / "JPEGImages/x.png"))
+
+
 def test_ten_problems_are_shown(kit: Kit) -> None:
     kit.add("a", xml(*[thing("x", 3, 3, 3, 3)] * 25))
     text = kit.error()

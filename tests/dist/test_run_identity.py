@@ -35,6 +35,7 @@ def claim(folder: Path, *sets: str, dataset: AnnotatedDataset | None = None) -> 
         "mining.steps=5",
         "data.train=b.json",
         "data.check_images=0",
+        "data.on_broken=drop",
     ],
 )
 def test_what_may_change_when_a_run_goes_on(tmp_path: Path, change: str) -> None:

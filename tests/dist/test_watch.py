@@ -26,19 +26,22 @@ from tests.dist.planted import CLASS_NAMES, RAISES, FakeDetector, index_config, 
 
 
 @pytest.mark.parametrize(
-    ("images", "errors", "rate", "stops"),
+    ("images", "errors", "rate", "done", "stops"),
     [
-        (199, 199, 0.05, False),  # too few to judge by
-        (200, 10, 0.05, False),
-        (200, 11, 0.05, True),
-        (10**7, 10**6, 0.05, True),
-        (200, 1, 0.0, True),
-        (10**4, 10**4, 1.0, False),
+        (199, 199, 0.05, 0, False),  # too few to judge by
+        (200, 10, 0.05, 0, False),
+        (200, 11, 0.05, 0, True),
+        (300, 300, 0.05, 9_700, False),  # the bad ones of a run that is fine as a whole
+        (10**7, 10**6, 0.05, 0, True),
+        (200, 1, 0.0, 0, True),
+        (10**4, 10**4, 1.0, 0, False),
     ],
 )
-def test_when_too_many_images_failed(images: int, errors: int, rate: float, stops: bool) -> None:
+def test_when_too_many_images_failed(
+    images: int, errors: int, rate: float, done: int, stops: bool
+) -> None:
     kinds = {"rare": (1, "a.png: cut short"), "often": (errors - 1, "b.png: access denied")}
-    text = too_many((images, errors, 0), kinds, rate)
+    text = too_many((images, errors, 0), kinds, rate, done)
     assert bool(text) == stops
     if stops:
         assert text.startswith(f"{errors} of {images} images failed")
