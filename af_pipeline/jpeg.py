@@ -43,19 +43,57 @@ def jpeg_header(data: bytes) -> tuple[int, int, str] | None:
 def read_jpeg(data: bytes, space: str) -> NDArray[np.uint8]:
     """Pixels [H, W, C] in a colour space of simplejpeg's.
 
+    libjpeg tells its first warning only. Where that one is harmless, its cause is taken out of the
+    file and the rest is read once more, so that a loss behind it is told too.
+
     Raises:
         UnknownJpeg: a kind of JPEG that libjpeg-turbo does not know.
         ValueError: a warning under which pixels are lost.
     """
-    try:
-        return np.asarray(simplejpeg.decode_jpeg(data, colorspace=space), np.uint8)
-    except ValueError as error:
-        if not _says(error, _HARMLESS):
-            raise error if _says(error, _DATA_LOST) else UnknownJpeg(str(error)) from error
+    for as_it_is in (True, False):
+        file = data if as_it_is else without_blemishes(data)
+        try:
+            return np.asarray(simplejpeg.decode_jpeg(file, colorspace=space), np.uint8)
+        except ValueError as error:
+            if not _says(error, _HARMLESS):
+                raise error if _says(error, _DATA_LOST) else UnknownJpeg(str(error)) from error
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, colorspace=space, strict=False), np.uint8)
     except ValueError as error:
         raise UnknownJpeg(str(error)) from error
+
+
+def without_blemishes(data: bytes) -> bytes:
+    """The same picture without what libjpeg warns of harmlessly in and between segments.
+
+    Stray bytes before a marker and colour profiles are left out; an unknown JFIF revision becomes
+    1, an unknown Adobe transform the one that libjpeg takes in its stead, and the scan of a
+    sequential frame gets the parameters that it must have. What lies behind a scan's data stays.
+    """
+    kept, position, sequential, colours = [data[:2]], 2, True, 3
+    while match := _MARKER.search(data, position):
+        marker, end = match[0][1], match.end()
+        end += int.from_bytes(data[end : end + 2], "big") if marker != 0xD9 else 0
+        segment = bytearray(data[match.start() : end])
+        if marker in _FRAMES and len(segment) > 9:
+            sequential, colours = marker not in _PROGRESSIVE, segment[9]
+        if marker == 0xE0 and segment[4:9] == b"JFIF\0" and len(segment) > 9:
+            segment[9] = 1
+        if marker == 0xEE and segment[4:9] == b"Adobe" and len(segment) > 15:
+            segment[15] = segment[15] if segment[15] < 3 else (2 if colours == 4 else 1)
+        if marker == 0xDA:
+            if sequential:
+                segment[-3:] = b"\x00\x3f\x00"
+            after = _MARKER.search(data, end)
+            end_of_scan = after.start() if after else len(data)
+            segment += data[end:end_of_scan]
+            end = end_of_scan
+        if marker != 0xE2:
+            kept.append(bytes(segment))
+        if marker == 0xD9:
+            break
+        position = end
+    return b"".join(kept)
 
 
 def _says(error: ValueError, texts: tuple[str, ...]) -> bool:

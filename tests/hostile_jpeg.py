@@ -56,6 +56,35 @@ def scans(data: bytes) -> list[int]:
     return [i for i, before in zip(found, [0, *found], strict=False) if data[before + 1] != 0xC4]
 
 
+def blemished(data: bytes, kind: str) -> bytes:
+    """What libjpeg warns of though no pixel is lost: it tells its first warning only."""
+    frame, scan = data.index(b"\xff\xdb"), data.index(b"\xff\xda")
+    after = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+    return {
+        "revision": data.replace(b"JFIF\0\x01", b"JFIF\0\x07", 1),
+        "stray bytes": data[:frame] + b"abc" + data[frame:],
+        "scan parameters": data[: after - 3] + b"\x01\x20\0" + data[after:],
+        "Adobe transform": data[:2] + segment(0xEE, b"Adobe\0\x64\0\0\0\0\x09") + data[2:],
+    }[kind]
+
+
+@refused("truncated JPEG", "revision")
+@refused("truncated JPEG", "stray bytes")
+@refused("truncated JPEG", "scan parameters")
+@refused("truncated JPEG", "Adobe transform")
+def jpeg_cut_behind_a_harmless_warning(kind: str) -> bytes:
+    data = blemished(save(noisy(), "JPEG"), kind)
+    return data[: len(data) * 2 // 3] + b"\xff\xd9"
+
+
+@decoded(SIZE, "revision")
+@decoded(SIZE, "stray bytes")
+@decoded(SIZE, "scan parameters")
+@decoded(SIZE, "Adobe transform")
+def jpeg_whole_behind_a_harmless_warning(kind: str) -> bytes:
+    return blemished(save(scene(), "JPEG"), kind)
+
+
 @refused("truncated JPEG: behind scan 1", "RGB", 1)
 @refused("truncated JPEG: behind scan 9", "RGB", -1)
 @refused("truncated JPEG: behind scan 5", "L", -1)
