@@ -127,7 +127,7 @@ def losses(data: Path, folder: Path) -> Iterator[tuple[str, str]]:
     """Losses of 20 steps on blood cells."""
     train = data / "bccd/ImageSets/Main/trainval.txt"
     job("train", "--config", "configs/train/bccd.yaml", "--set", f"data.train={train}",
-        "--set", "optim.steps=20", "--set", "run.log_every=1", "--set", f"run.output={folder}",
+        "--set", "optim.steps=20", "--set", f"run.output={folder}",
         "--set", "run.name=golden")  # fmt: skip
     text = (folder / "golden/metrics.jsonl").read_text()
     steps = [json.loads(line) for line in text.splitlines()]
