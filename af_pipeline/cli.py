@@ -30,7 +30,7 @@ def stoppable(job: Callable[[], int]) -> int:
     """Run a job of a command line; Ctrl-C and SIGTERM end it with one line and 130 or 143.
 
     A second signal ends the process at once. Libraries that take the signals over
-    are kept from it by `af_pipeline.dist.session.ray_session` and `in_thread`.
+    are kept from it by `af_pipeline.indexing.session.ray_session` and `in_thread`.
     """
 
     def stop(number: int, _: FrameType | None) -> None:

@@ -1,6 +1,6 @@
 """Typed configuration: one YAML file plus ``--set a.b=c``; unknown or duplicate keys are errors.
 
-What can be set is in `af_pipeline.settings`. The resolved config is written beside every
+What can be set is in `af_pipeline.settings.index`. The resolved config is written beside every
 checkpoint and every output.
 """
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from af_pipeline.focus import merge_rects
-from af_pipeline.stacking import StackRule, suppress
+from af_pipeline.core.focus import merge_rects
+from af_pipeline.core.stacking import StackRule, suppress
 
 
 def main() -> None:

@@ -21,23 +21,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from af_pipeline.boxes import intersection_area
-from af_pipeline.cascade import run_block
-from af_pipeline.codec import resize
 from af_pipeline.config import load_config
-from af_pipeline.data.annotations import AnnotatedImage
-from af_pipeline.data.coco import load_coco
-from af_pipeline.data.open_images import read_image
-from af_pipeline.focus import FocusRule, focus_labels
-from af_pipeline.lanes import Lane
-from af_pipeline.metrics import evaluate_detections
-from af_pipeline.model.info import load_info
-from af_pipeline.plans import Plan, build_plan
-from af_pipeline.predict import TorchPredictor, load_predictor
-from af_pipeline.scales import scaled_size
-from af_pipeline.schema import ImageRow
-from af_pipeline.settings import FocusLabelConfig, IndexConfig
-from af_pipeline.tables import detections_table
+from af_pipeline.core.boxes import intersection_area
+from af_pipeline.core.cascade import run_block
+from af_pipeline.core.focus import FocusLabelConfig, FocusRule, focus_labels
+from af_pipeline.core.lanes import Lane
+from af_pipeline.core.plan import Plan
+from af_pipeline.core.resize import resize
+from af_pipeline.core.scales import scaled_size
+from af_pipeline.core.schema import ImageRow
+from af_pipeline.data.annotations.coco import load_coco
+from af_pipeline.data.annotations.dataset import AnnotatedImage
+from af_pipeline.evaluation.coco import evaluate_detections
+from af_pipeline.models.info import load_info
+from af_pipeline.models.predictor import TorchPredictor, load_predictor
+from af_pipeline.output.tables import detections_table
+from af_pipeline.settings.index import IndexConfig
+from af_pipeline.settings.modes import build_plan
+from af_pipeline.sniper.open_images import read_image
 
 MODES = ("whole", "pyramid", "autofocus")
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from af_pipeline.config import load_config
-from af_pipeline.cover import Grid, greedy_cover, make_grid
-from af_pipeline.sniper import ImageBoxes, creates_chips
-from af_pipeline.train_settings import TrainConfig
-from af_pipeline.training_data import evenly, load_training
+from af_pipeline.settings.train import TrainConfig
+from af_pipeline.sniper.chips import ImageBoxes, creates_chips
+from af_pipeline.sniper.cover import Grid, greedy_cover, make_grid
+from af_pipeline.training.data import evenly, load_training
 
 
 def plain_cover(grid: Grid, boxes: list[tuple[float, ...]]) -> list[set[int]]:

@@ -97,8 +97,8 @@ def rows(data: Path, folder: Path) -> Iterator[tuple[str, str]]:
 def chips(data: Path, folder: Path) -> Iterator[tuple[str, str]]:
     """Places and pixels of the training chips of two epochs."""
     from af_pipeline.config import load_config
-    from af_pipeline.train_settings import TrainConfig
-    from af_pipeline.training_data import build_stream, load_training
+    from af_pipeline.settings.train import TrainConfig
+    from af_pipeline.training.data import build_stream, load_training
 
     train = data / "aerial-cars/train.json"
     changes = [f"data.train={train}", "data.synthetic_scenes=0"]

@@ -23,15 +23,16 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from af_pipeline.config import load_config
-from af_pipeline.plans import build_plan, unfocused
-from af_pipeline.predict import load_predictor
-from af_pipeline.report.charts import draw_coverage
-from af_pipeline.risk import certify
-from af_pipeline.settings import IndexConfig
-from af_pipeline.tune import SHIFTS
-from af_pipeline.tune_sample import draw_sample
-from af_pipeline.tuner import Runner
-from af_pipeline.tuning import Reference, safer
+from af_pipeline.core.plan import unfocused
+from af_pipeline.models.predictor import load_predictor
+from af_pipeline.reporting.charts import draw_coverage
+from af_pipeline.settings.index import IndexConfig
+from af_pipeline.settings.modes import build_plan
+from af_pipeline.tuning.risk import certify
+from af_pipeline.tuning.runner import Runner
+from af_pipeline.tuning.sample import draw_sample
+from af_pipeline.tuning.search import Reference, safer
+from af_pipeline.tuning.tune import SHIFTS
 
 
 def measure(config: IndexConfig, files: Sequence[str], output: Path, count: int) -> np.ndarray:

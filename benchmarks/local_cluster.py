@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
-from af_pipeline.cascade import Prediction
 from af_pipeline.config import dump_config
-from af_pipeline.dist.stages import DetectorSource
-from tests.dist.planted import (
+from af_pipeline.core.cascade import Prediction
+from af_pipeline.indexing.stages import DetectorSource
+from tests.helpers.planted import (
     CLASS_NAMES,
     CLOCKS,
     SCENE,
@@ -68,7 +68,7 @@ class StandIn(FakeDetector):
 
 def drive(argv: Sequence[str]) -> int:
     """`jobs/index.py` as it is, but for the detector: LOG PAUSE_S and its own arguments."""
-    from af_pipeline.dist import index
+    from af_pipeline.indexing import index
     from jobs.index import main
 
     options = {"log": argv[0], "pause_s": float(argv[1])}

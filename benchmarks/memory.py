@@ -29,12 +29,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from af_pipeline.cascade import Prediction, run_cascade
-from af_pipeline.codec import decode_image, encode_jpeg, resize
-from af_pipeline.focus import STRIDE
-from af_pipeline.plans import build_plan
-from af_pipeline.schema import ImageRow
-from af_pipeline.settings import IndexConfig
+from af_pipeline.core.cascade import Prediction, run_cascade
+from af_pipeline.core.focus import STRIDE
+from af_pipeline.core.resize import resize
+from af_pipeline.core.schema import ImageRow
+from af_pipeline.images.decode import decode_image, encode_jpeg
+from af_pipeline.settings.index import IndexConfig
+from af_pipeline.settings.modes import build_plan
 
 DISTINCT = 200  # JPEGs on the disk
 HEIGHT, WIDTH = 480, 640
@@ -51,7 +52,7 @@ class StubDetector:
         assert threads >= 1
 
     def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Any) -> list[Prediction]:
-        """As `af_pipeline.cascade.Predictor`."""
+        """As `af_pipeline.core.cascade.Predictor`."""
         return [self.predict(crop) for crop in crops]
 
     def predict(self, crop: NDArray[np.uint8]) -> Prediction:
@@ -136,12 +137,12 @@ def child(listed: str, out: str, options: dict[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: starved by any other job
     import ray
 
-    from af_pipeline.dist.index import index
-    from af_pipeline.dist.stages import DetectorSource
+    from af_pipeline.indexing.index import index
+    from af_pipeline.indexing.stages import DetectorSource
 
     ray.init(
         address="local",
-        num_cpus=max(2, os.cpu_count() or 1),  # as af_pipeline.dist.session does
+        num_cpus=max(2, os.cpu_count() or 1),  # as af_pipeline.indexing.session does
         include_dashboard=False,
         object_store_memory=STORE_BYTES,
         logging_level="WARNING",

@@ -24,11 +24,12 @@ from moto.server import ThreadedMotoServer
 from rich.console import Console
 
 from af_pipeline.config import load_config
-from af_pipeline.data.listing import list_images
-from af_pipeline.data.storage import Storage, filesystem
-from af_pipeline.dist.index import index
-from af_pipeline.dist.session import ray_session
-from af_pipeline.settings import IndexConfig
+from af_pipeline.data.access import Storage
+from af_pipeline.data.sources.open import list_images
+from af_pipeline.data.storage import filesystem
+from af_pipeline.indexing.index import index
+from af_pipeline.indexing.session import ray_session
+from af_pipeline.settings.index import IndexConfig
 
 TABLES = ("detections", "images", "chips")
 DIFFERENT = ("uri", "run_id", "decode_ms", "forward_ms")

@@ -16,14 +16,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.boxes import box_area, iou_matrix
-from af_pipeline.cascade import Prediction, resolve, stack, start_sized
-from af_pipeline.lanes import make_lanes
-from af_pipeline.plans import Plan
-from af_pipeline.scales import Scale
-from af_pipeline.schema import ImageRow
-from af_pipeline.stacking import StackRule
-from af_pipeline.views import Tile, View
+from af_pipeline.core.boxes import box_area, iou_matrix
+from af_pipeline.core.cascade import Prediction, resolve, stack, start_sized
+from af_pipeline.core.lanes import make_lanes
+from af_pipeline.core.plan import Plan
+from af_pipeline.core.scales import Scale
+from af_pipeline.core.schema import ImageRow
+from af_pipeline.core.stacking import StackRule
+from af_pipeline.core.views import Tile, View
 
 SIDES = (50, 100, 200, 400, 600, 1000, 2000)
 # Height, width, factor, lanes.

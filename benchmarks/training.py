@@ -26,13 +26,14 @@ import numpy as np
 import torch
 
 from af_pipeline.config import load_config
-from af_pipeline.dist.session import ray_session
-from af_pipeline.dist.train_loop import optim_rule
-from af_pipeline.dist.trainer import absolute, train
-from af_pipeline.engine import LossModule, build_optimizer, make_batches, move
-from af_pipeline.model.checkpoint import build_detector
-from af_pipeline.train_settings import TrainConfig
-from af_pipeline.training_data import build_stream, class_names_of, load_training
+from af_pipeline.indexing.session import ray_session
+from af_pipeline.models.checkpoint import build_detector
+from af_pipeline.settings.train import TrainConfig
+from af_pipeline.training.batches import make_batches, move
+from af_pipeline.training.data import build_stream, class_names_of, load_training
+from af_pipeline.training.loop import optim_rule
+from af_pipeline.training.step import LossModule, build_optimizer
+from af_pipeline.training.trainer import absolute, train
 
 WARM = 20
 

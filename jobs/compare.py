@@ -15,10 +15,9 @@ from dataclasses import asdict
 from typing import Any
 
 from af_pipeline.cli import stoppable
-from af_pipeline.compare import LEVEL, Estimate, Standing, compare_matches
-from af_pipeline.matches import Matches, matches_of
-from af_pipeline.metrics import aligned_table, pixel_summary, run_coco
-from af_pipeline.report.evaluation import (
+from af_pipeline.evaluation.coco import aligned_table, pixel_summary, run_coco
+from af_pipeline.evaluation.compare import LEVEL, Estimate, Standing, compare_matches
+from af_pipeline.evaluation.inputs import (
     IMAGE_COLUMNS,
     INPUT_ERRORS,
     add_input_arguments,
@@ -29,7 +28,8 @@ from af_pipeline.report.evaluation import (
     warn,
     write_json,
 )
-from af_pipeline.voc_ap import score_voc
+from af_pipeline.evaluation.matches import Matches, matches_of
+from af_pipeline.evaluation.voc import score_voc
 
 HEADER = ("run", "AP", "AP50", "px/image", "of first", "FP/image", "AP - first", "AP50 - first")
 

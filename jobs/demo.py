@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from af_pipeline.cli import stoppable
 from af_pipeline.config import ConfigError, load_config
-from af_pipeline.data.synthetic import write_dataset
-from af_pipeline.metrics import evaluate_detections
-from af_pipeline.report.pictures import write_pictures
-from af_pipeline.settings import IndexConfig
+from af_pipeline.evaluation.coco import evaluate_detections
+from af_pipeline.reporting.pictures import write_pictures
+from af_pipeline.scenes.synthetic import write_dataset
+from af_pipeline.settings.index import IndexConfig
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "index" / "aerial.yaml"
 SIZES = ((1080, 1920), (1536, 2048))  # height, width px
@@ -75,9 +75,9 @@ def run_index(images: Path, target: Path) -> None:
     if not Path(config.checkpoint).is_absolute():
         checkpoint = CONFIG.parent.parent.parent / config.checkpoint
         config = config.model_copy(update={"checkpoint": str(checkpoint)})
-    from af_pipeline.dist.account import summary
-    from af_pipeline.dist.index import index
-    from af_pipeline.dist.session import ray_session
+    from af_pipeline.indexing.index import index
+    from af_pipeline.indexing.session import ray_session
+    from af_pipeline.output.account import summary
 
     print("starting Ray and the detectors", flush=True)
     with ray_session(config.ray.address):

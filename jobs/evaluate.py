@@ -17,12 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from af_pipeline.cli import stoppable
-from af_pipeline.errors import Breakdown, break_down
-from af_pipeline.matches import Matches, matches_of
-from af_pipeline.metrics import Inputs, pixel_summary, run_coco, summarise
-from af_pipeline.report.coco_export import coco_results, inputs_without_truth
-from af_pipeline.report.error_tables import error_rows, errors_json, errors_text
-from af_pipeline.report.evaluation import (
+from af_pipeline.evaluation.coco import Inputs, pixel_summary, run_coco, summarise
+from af_pipeline.evaluation.errors import Breakdown, break_down
+from af_pipeline.evaluation.inputs import (
     IMAGE_COLUMNS,
     INPUT_ERRORS,
     add_input_arguments,
@@ -37,8 +34,11 @@ from af_pipeline.report.evaluation import (
     write_json,
     write_parquet,
 )
-from af_pipeline.report.rundir import RunDir
-from af_pipeline.voc_ap import score_voc
+from af_pipeline.evaluation.matches import Matches, matches_of
+from af_pipeline.evaluation.tables import error_rows, errors_json, errors_text
+from af_pipeline.evaluation.voc import score_voc
+from af_pipeline.exports.coco import coco_results, inputs_without_truth
+from af_pipeline.output.read import RunDir
 
 INPUTS = ("detections", "ground_truth", "min_score")
 

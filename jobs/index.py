@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from af_pipeline.cli import complain, config_parser, stoppable
 from af_pipeline.config import ConfigError, load_config
-from af_pipeline.settings import IndexConfig
+from af_pipeline.settings.index import IndexConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,16 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(IndexConfig, arguments.config, arguments.sets)
     except ConfigError as error:
         return complain(error, 2)
-    from af_pipeline.dist.preflight import check_input
+    from af_pipeline.indexing.preflight import check_input
 
     try:
         check_input(config, arguments.dry_run)
     except ValueError as error:
         return complain(error, 2)
-    from af_pipeline.dist.account import summary
-    from af_pipeline.dist.causes import GraphError
-    from af_pipeline.dist.index import dry_run, index
-    from af_pipeline.dist.session import ray_session
+    from af_pipeline.indexing.index import dry_run, index
+    from af_pipeline.indexing.lost_blocks import GraphError
+    from af_pipeline.indexing.session import ray_session
+    from af_pipeline.output.account import summary
 
     try:
         with ray_session(config.ray.address):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from af_pipeline.cli import complain, config_parser, in_thread, stoppable
 from af_pipeline.config import ConfigError, load_config
-from af_pipeline.train_settings import TrainConfig
+from af_pipeline.settings.train import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(TrainConfig, arguments.config, arguments.sets)
     except ConfigError as error:
         return complain(error, 2)
-    from af_pipeline.dist.account import summary
-    from af_pipeline.dist.causes import GraphError
-    from af_pipeline.dist.mining import mine
-    from af_pipeline.dist.session import ray_session
-    from af_pipeline.dist.trainer import TrainError
+    from af_pipeline.indexing.lost_blocks import GraphError
+    from af_pipeline.indexing.session import ray_session
+    from af_pipeline.output.account import summary
+    from af_pipeline.training.mining import mine
+    from af_pipeline.training.trainer import TrainError
 
     try:
         with ray_session(config.mining.ray.address, dashboard=not arguments.checkpoint):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from af_pipeline.cli import complain, config_parser, in_thread, stoppable
 from af_pipeline.config import ConfigError, load_config
-from af_pipeline.train_settings import TrainConfig
+from af_pipeline.settings.train import TrainConfig
 
 OWN = Path(__file__).parents[1] / "configs/train/own.yaml"
 
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(error, 2)
     if look:
         return look(config)
-    from af_pipeline.dist.session import ray_session
-    from af_pipeline.dist.trainer import TrainError, train
+    from af_pipeline.indexing.session import ray_session
+    from af_pipeline.training.trainer import TrainError, train
 
     try:
         with ray_session(None, dashboard=True):
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def suggest(config: TrainConfig) -> int:
     """Print the report on the training data, with settings to paste."""
-    from af_pipeline.report.dataset import suggest_for
-    from af_pipeline.training_data import load_training
+    from af_pipeline.suggest.text import suggest_for
+    from af_pipeline.training.data import load_training
 
     try:
         dataset = load_training(config)
@@ -67,8 +67,8 @@ def suggest(config: TrainConfig) -> int:
 
 def check(config: TrainConfig) -> int:
     """Decode every image of the data and name each that cannot be used."""
-    from af_pipeline.data.annotations import AnnotationError
-    from af_pipeline.training_data import load_training, look_at_data
+    from af_pipeline.data.annotations.dataset import AnnotationError
+    from af_pipeline.training.data import load_training, look_at_data
 
     try:
         dataset = load_training(config)

@@ -22,8 +22,8 @@ from rich.progress import track
 
 from af_pipeline.cli import complain, config_parser, stoppable
 from af_pipeline.config import ConfigError, load_config
-from af_pipeline.settings import IndexConfig
-from af_pipeline.tuning import Grid, Limits
+from af_pipeline.settings.index import IndexConfig
+from af_pipeline.tuning.search import Grid, Limits
 
 Item = TypeVar("Item")
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(IndexConfig, arguments.config, arguments.sets)
     except ConfigError as error:
         return complain(error, 2)
-    from af_pipeline.tune import TuneRule, tune
+    from af_pipeline.tuning.tune import TuneRule, tune
 
     try:
         rule = TuneRule(

@@ -17,10 +17,10 @@ import yaml
 
 from af_pipeline.cli import config_parser
 from af_pipeline.config import load_config
-from af_pipeline.dist.pools import routes_of
-from af_pipeline.plans import build_plan
-from af_pipeline.ray_settings import PoolConfig
-from af_pipeline.settings import IndexConfig
+from af_pipeline.indexing.pools import routes_of
+from af_pipeline.settings.index import IndexConfig
+from af_pipeline.settings.modes import build_plan
+from af_pipeline.settings.ray import PoolConfig
 
 ROOT = Path(__file__).parents[1]
 CLOUDS = {name: ROOT / f"cluster/{name}.yaml" for name in ("aws", "gcp")}

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from af_pipeline.config import ConfigError, Section, config_hash, dump_config, load_config
-from af_pipeline.focus import ChipRule
-from af_pipeline.scales import Scale
-from af_pipeline.settings import IndexConfig
-from af_pipeline.train_settings import TrainConfig
+from af_pipeline.core.focus import ChipRule
+from af_pipeline.core.scales import Scale
+from af_pipeline.settings.index import IndexConfig
+from af_pipeline.settings.train import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 INDEX = """

@@ -1,4 +1,4 @@
-"""Imports point downwards: who may import whom, found by reading the sources."""
+"""Imports point downwards: the order of the rooms is the rule, found by reading the sources."""
 
 import ast
 import subprocess
@@ -12,86 +12,32 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE_LIMIT = 400
-
-# Lowest level first: a module may import from its own level and from those above it in this table.
-# "name.*" is a package with all it holds, any other name is one module.
-LEVELS: dict[str, tuple[str, ...]] = {
-    "contract": ("af_pipeline", "af_pipeline.schema"),
-    "pure": (
-        "af_pipeline.anchors",
-        "af_pipeline.boxes",
-        "af_pipeline.budget",
-        "af_pipeline.cover",
-        "af_pipeline.dataset_stats",
-        "af_pipeline.exif",
-        "af_pipeline.focus",
-        "af_pipeline.jpeg",
-        "af_pipeline.lanes",
-        "af_pipeline.png",
-        "af_pipeline.risk",
-        "af_pipeline.scales",
-        "af_pipeline.seams",
-        "af_pipeline.sniper",
-        "af_pipeline.stacking",
-        "af_pipeline.suggest",
-        "af_pipeline.tiff",
-        "af_pipeline.tiff_values",
-    ),
-    "config": (
-        "af_pipeline.config",
-        "af_pipeline.depth",
-        "af_pipeline.guarantee",
-        "af_pipeline.ray_settings",
-        "af_pipeline.settings",
-        "af_pipeline.train_settings",
-    ),
-    "data": (
-        "af_pipeline.cascade",
-        "af_pipeline.chipping",
-        "af_pipeline.codec",
-        "af_pipeline.compare",
-        "af_pipeline.coverage",
-        "af_pipeline.data.*",
-        "af_pipeline.errors",
-        "af_pipeline.matches",
-        "af_pipeline.metrics",
-        "af_pipeline.oracle",
-        "af_pipeline.plans",
-        "af_pipeline.replay",
-        "af_pipeline.resampling",
-        "af_pipeline.samples",
-        "af_pipeline.tables",
-        "af_pipeline.training_data",
-        "af_pipeline.tune_sample",
-        "af_pipeline.tuning",
-        "af_pipeline.views",
-        "af_pipeline.voc_ap",
-    ),
-    "report": ("af_pipeline.report.*",),
-    "torch": (
-        "af_pipeline.devices",
-        "af_pipeline.engine",
-        "af_pipeline.model.*",
-        "af_pipeline.predict",
-        "af_pipeline.tune",
-        "af_pipeline.tuner",
-        "af_pipeline.validation",
-    ),
-    "distributed": ("af_pipeline.dist.*",),
-    "jobs": ("af_pipeline.cli", "jobs.*"),
-}
-
-# The lowest level that may import these packages of others.
-HEAVY = {
-    "torch": "torch",
-    "torchvision": "torch",
-    "safetensors.torch": "torch",
-    "ray": "distributed",
-}
-
-RANK = {level: rank for rank, level in enumerate(LEVELS)}
-TABLE = {entry: level for level, entries in LEVELS.items() for entry in entries}
 OURS = ("af_pipeline", "jobs", "tests", "benchmarks")
+
+# The floors of the house, lowest first: a room imports from itself and from the floors below.
+FLOORS = (
+    ("config",),
+    ("core",),
+    ("images",),
+    ("data",),
+    ("sniper",),
+    ("scenes",),
+    ("settings",),
+    ("suggest", "output", "models"),
+    ("evaluation", "reporting"),
+    ("exports", "indexing"),
+    ("tuning", "training"),
+    ("cli",),
+    ("jobs",),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+# The rooms that may import these packages of others; jobs may import anything.
+HEAVY = {
+    "torch": ("models", "training", "indexing"),
+    "torchvision": ("models",),
+    "safetensors.torch": ("models",),
+    "ray": ("indexing", "training"),
+}
 
 
 @dataclass(frozen=True)
@@ -107,13 +53,10 @@ class Import:
         return f"{self.target}.{self.name}" if self.name else self.target
 
 
-def level_of(module: str) -> str | None:
-    """The level of a module: its own entry in the table or that of a package around it."""
-    if module in TABLE:
-        return TABLE[module]
+def room_of(module: str) -> str | None:
+    """The room of a module; the package's face belongs to none."""
     parts = module.split(".")
-    around = (".".join(parts[:count]) + ".*" for count in range(len(parts), 0, -1))
-    return next((TABLE[entry] for entry in around if entry in TABLE), None)
+    return "jobs" if parts[0] == "jobs" else parts[1] if len(parts) > 1 else None
 
 
 def within(module: str, package: str) -> bool:
@@ -144,11 +87,6 @@ def read_imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[Impor
                 yield Import(node.lineno, node.args[0].value)
 
 
-def resolve(found: Import, modules: Iterable[str]) -> str:
-    """The module an import loads: `from package import module` loads the module."""
-    return found.full if found.full in modules or found.full in TABLE else found.target
-
-
 def private_uses(tree: ast.AST, module: str, imports: list[Import]) -> Iterator[str]:
     """Names with a leading underscore taken from another of our files."""
     ours = [found for found in imports if found.target.split(".")[0] in OURS]
@@ -172,21 +110,21 @@ def private_uses(tree: ast.AST, module: str, imports: list[Import]) -> Iterator[
                 yield f"{module}:{node.lineno} uses the private {handle}.{node.attr}"
 
 
-def direction_faults(module: str, level: str, found: Import, target: str) -> Iterator[str]:
-    """What one import does wrong, as seen from a module at this level."""
-    where = f"{module}:{found.line}"
-    for package, lowest in HEAVY.items():
-        if within(found.full, package) and RANK[level] < RANK[lowest]:
-            yield f"{where} imports {package}, allowed from level {lowest} up; it is at {level}"
-    if target.split(".")[0] not in OURS:
+def direction_faults(module: str, found: Import) -> Iterator[str]:
+    """What one import does wrong, as seen from a module."""
+    room, where = room_of(module), f"{module}:{found.line}"
+    for package, rooms in HEAVY.items():
+        if within(found.full, package) and room not in (*rooms, "jobs"):
+            yield f"{where} imports {package}, which only {', '.join(rooms)} may"
+    if found.target.split(".")[0] not in OURS:
         return
-    other = level_of(target)
-    if other is None:
-        yield f"{where} imports {target}, which has no level"
-    elif RANK[other] > RANK[level]:
-        yield f"{where} ({level}) imports upwards: {target} ({other})"
-    elif within(module, "jobs") and within(target, "jobs"):
-        yield f"{where} imports {target}: jobs do not import one another"
+    other = room_of(found.full if found.target == "af_pipeline" else found.target)
+    if other in (None, "__version__") or (other == room and other != "jobs"):
+        return
+    if other not in FLOOR or room not in FLOOR:
+        yield f"{where} imports {found.target}, which has no floor"
+    elif FLOOR[other] >= FLOOR[room]:
+        yield f"{where} ({room}) imports upwards or sideways: {found.target}"
 
 
 def find_faults(sources: Mapping[str, str], packages: Iterable[str] = ()) -> list[str]:
@@ -199,14 +137,13 @@ def find_faults(sources: Mapping[str, str], packages: Iterable[str] = ()) -> lis
         faults += private_uses(tree, module, imports)
         if module.split(".")[0] not in ("af_pipeline", "jobs"):
             continue
-        level = level_of(module)
-        if level is None:
-            faults.append(f"{module} has no level: add it to LEVELS in tests/test_layers.py")
+        if room_of(module) not in (None, *FLOOR):
+            faults.append(f"{module} is in no room: add it to FLOORS in tests/test_layers.py")
             continue
-        targets = [resolve(found, sources) for found in imports]
-        graph[module] = {target for target in targets if target in sources}
-        for found, target in zip(imports, targets, strict=True):
-            faults += direction_faults(module, level, found, target)
+        targets = {one.full if one.full in sources else one.target for one in imports}
+        graph[module] = targets & sources.keys()
+        for found in imports:
+            faults += direction_faults(module, found)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -229,18 +166,23 @@ def our_modules() -> dict[str, Path]:
 
 def test_imports_point_downwards() -> None:
     modules = our_modules()
-    assert {"af_pipeline.boxes", "af_pipeline.model.heads", "jobs.train"} <= modules.keys()
+    assert {"af_pipeline.core.boxes", "af_pipeline.models.dense", "jobs.train"} <= modules.keys()
     packages = [name for name, path in modules.items() if path.name == "__init__.py"]
     sources = {name: path.read_text(encoding="utf-8") for name, path in modules.items()}
     faults = find_faults(sources, packages)
     assert not faults, "\n".join(faults)
 
 
+def test_no_module_lies_flat_in_the_package() -> None:
+    flat = {path.stem for path in (ROOT / "af_pipeline").glob("*.py")}
+    assert flat == {"__init__", "config", "cli"}
+
+
 @pytest.mark.parametrize("heavy", ["torch", "ray"])
-def test_lower_levels_do_not_load(heavy: str) -> None:
-    below = {level for level in LEVELS if RANK[level] < RANK[HEAVY[heavy]]}
-    names = [name for name in our_modules() if level_of(name) in below]
-    assert names
+def test_other_rooms_do_not_load(heavy: str) -> None:
+    rooms = {room for room in FLOOR if room not in (*HEAVY[heavy], "jobs", "tuning")}
+    names = [name for name in our_modules() if room_of(name) in rooms and "." in name]
+    names = [name for name in names if name.startswith("af_pipeline")]
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
     code += f"print({heavy!r} in sys.modules)"
     done = subprocess.run(
@@ -259,69 +201,54 @@ def test_files_are_short() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "fault"),
     [
-        ("af_pipeline.boxes", "import torch.nn as nn", "imports torch"),
-        (
-            "af_pipeline.boxes",
-            "def f():\n    from torchvision import ops",
-            ":2 imports torchvision",
-        ),
-        ("af_pipeline.data.coco", "from safetensors.torch import load_file", "safetensors.torch"),
-        ("af_pipeline.engine", "if True:\n    import ray.data", ":2 imports ray"),
-        ("af_pipeline.report.canvas", "from ray import data", "imports ray"),
-        ("af_pipeline.boxes", "from af_pipeline.codec import resize", "imports upwards"),
-        ("af_pipeline.boxes", "from af_pipeline import engine", "af_pipeline.engine (torch)"),
-        ("af_pipeline.model.heads", "from ..dist import session", "imports upwards"),
-        ("af_pipeline.model", "from ..dist.session import x", "imports upwards"),
-        ("af_pipeline.data.coco", "import af_pipeline.report.canvas", "imports upwards"),
-        (
-            "af_pipeline.focus",
-            "import importlib\nimportlib.import_module('jobs.train')",
-            ":2 (pure)",
-        ),
-        (
-            "af_pipeline.dist.graph",
-            "from tests.pictures import png",
-            "tests.pictures, which has no",
-        ),
-        ("af_pipeline.unheard", "", "af_pipeline.unheard has no level: add it to LEVELS"),
-        ("jobs.train", "from jobs.index import main", "jobs do not import one another"),
-        ("jobs.train", "from . import index", "jobs do not import one another"),
-        ("jobs.train", "from af_pipeline.codec import _open", "private af_pipeline.codec._open"),
-        (
-            "tests.test_x",
-            "from af_pipeline import codec as c\nc._open()",
-            ":2 uses the private c._open",
-        ),
-        ("tests.test_x", "import af_pipeline.codec\naf_pipeline.codec._open()", "uses the private"),
-        ("af_pipeline.boxes", "import af_pipeline.boxes", "import cycle: af_pipeline.boxes"),
+        ("core.boxes", "import torch.nn as nn", "imports torch"),
+        ("core.boxes", "def f():\n    from torchvision import ops", ":2 imports torchvision"),
+        ("data.coco", "from safetensors.torch import load_file", "safetensors.torch"),
+        ("models.dense", "if True:\n    import ray.data", ":2 imports ray"),
+        ("reporting.page", "from ray import data", "imports ray"),
+        ("core.boxes", "from af_pipeline.images.decode import x", "imports upwards"),
+        ("core.boxes", "from af_pipeline import models", "imports upwards"),
+        ("models.dense", "from ..indexing import session", "imports upwards"),
+        ("models.dense", "from af_pipeline.output.folder import x", "sideways"),
+        ("data.coco", "import af_pipeline.reporting.page", "imports upwards"),
+        ("core.focus", "import importlib\nimportlib.import_module('jobs.train')", ":2 (core)"),
+        ("indexing.graph", "from tests.pictures import png", "tests.pictures, which has no floor"),
+        ("unheard", "", "af_pipeline.unheard is in no room: add it to FLOORS"),
+        ("jobs.train", "from jobs.index import main", "imports upwards or sideways"),
+        ("jobs.train", "from . import index", "imports upwards or sideways"),
+        ("jobs.train", "from af_pipeline.core.plan import _x", "private af_pipeline.core.plan._x"),
+        ("tests.test_x", "from af_pipeline.core import plan as p\np._x()", ":2 uses the private"),
+        ("tests.test_x", "import af_pipeline.cli\naf_pipeline.cli._x()", "uses the private"),
+        ("core.boxes", "import af_pipeline.core.boxes", "import cycle: af_pipeline.core.boxes"),
     ],
 )
 def test_rule_bites(module: str, source: str, fault: str) -> None:
-    packages = ["af_pipeline.model"] if module == "af_pipeline.model" else []
-    faults = find_faults({module: source}, packages)
+    full = module if module.startswith(("jobs", "tests")) else f"af_pipeline.{module}"
+    faults = find_faults({full: source})
     assert len(faults) == 1
     assert fault in faults[0]
 
 
 def test_cycle_through_a_lazy_import_is_found() -> None:
     sources = {
-        "af_pipeline.boxes": "from af_pipeline import scales",
-        "af_pipeline.scales": "def f():\n    from af_pipeline.focus import x",
-        "af_pipeline.focus": "from .boxes import area",
+        "af_pipeline.core.boxes": "from af_pipeline.core import scales",
+        "af_pipeline.core.scales": "def f():\n    from af_pipeline.core.focus import x",
+        "af_pipeline.core.focus": "from .boxes import area",
     }
     (fault,) = find_faults(sources)
     assert fault.startswith("import cycle: ")
-    for step in ("boxes -> af_pipeline.scales", "scales -> af_pipeline.focus"):
+    for step in ("boxes -> af_pipeline.core.scales", "scales -> af_pipeline.core.focus"):
         assert step in fault + " -> " + fault.removeprefix("import cycle: ")
 
 
 def test_rule_lets_good_imports_pass() -> None:
     sources = {
-        "af_pipeline.boxes": "from __future__ import annotations\nimport numpy as np\n_x = np._y",
-        "af_pipeline.scales": "from af_pipeline.boxes import box_side",
-        "af_pipeline.config": "from af_pipeline.scales import Scale\nfrom . import __version__",
-        "af_pipeline.engine": "import torch\nfrom af_pipeline.config import Config",
-        "af_pipeline.dist.graph": "import ray\nimport torch\nfrom af_pipeline import engine",
-        "jobs.train": "import ray\nfrom af_pipeline.dist.graph import run",
+        "af_pipeline.core.boxes": "import numpy as np\n_x = np._y",
+        "af_pipeline.core.scales": "from af_pipeline.core.boxes import box_side",
+        "af_pipeline.settings.index": "from af_pipeline.core.scales import Scale\n"
+        "from af_pipeline import __version__",
+        "af_pipeline.training.step": "import torch\nfrom af_pipeline.config import Section",
+        "af_pipeline.indexing.graph": "import ray\nimport torch\nfrom af_pipeline.models import x",
+        "jobs.train": "import ray\nfrom af_pipeline.indexing.graph import run",
     }
     assert find_faults(sources) == []

@@ -1,205 +1,224 @@
-"""What `source.uri` may name, in one place."""
+"""Names of the files below a folder, in order, in memory bounded by the largest folder.
+
+On S3 by pages of one flat listing, so bounded by a page.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import os
+import posixpath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
+from typing import Any, NamedTuple
 
-import pyarrow as pa
+import fsspec
 
-from af_pipeline.data.manifest import SourceImage, image_tables, local_version
-from af_pipeline.data.patterns import Pattern, parse_pattern
-from af_pipeline.data.sources import IMAGE_SUFFIXES, images_of, list_coco, list_pattern
-from af_pipeline.data.storage import (
-    LOCAL,
-    MissingSourceError,
-    SourceError,
-    Storage,
-    exists,
-    filesystem,
-    full_uri,
-    is_folder,
-    redact,
-    refuse_secrets,
-)
-from af_pipeline.data.tar import SUFFIX, list_tars, refuse_compressed
-from af_pipeline.data.uri_tables import ID_COLUMN, SUFFIXES, Columns, read_uri_tables
-from af_pipeline.data.voc import is_image_set, load_voc
-from af_pipeline.data.walk import File, Listing, list_files
-from af_pipeline.schema import MANIFEST
+from af_pipeline.data.access import LOCAL, MissingSourceError, SourceError, Storage
+from af_pipeline.data.secrets import redact
+from af_pipeline.data.storage import filesystem, full_uri, is_local, reading_error, s3_config
 
-POSSIBLE = (
-    "a folder of images, a pattern such as photos/**/*.jpg, a COCO .json, a VOC image set "
-    "(ROOT/ImageSets/Main/NAME.txt), .parquet or .csv with a column of URIs, or .tar of images; "
-    "several of the last three by a pattern such as shard-{000..099}.tar, or as a folder that "
-    "holds nothing else"
+IMAGE_SUFFIXES: tuple[str, ...] = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".bmp",
+    ".gif",
 )
 
+_PAGE = 1000  # S3's own limit
+_DEEPEST = 200  # folders within each other; pages of a web server can go on for ever
 
-def list_tables(
-    uri: str,
-    images: str | None = None,
+
+class File(NamedTuple):
+    """``name``: path below the listed folder; ``version``: size and ETag where the listing has
+    them at no cost, which is on S3."""
+
+    name: str
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files below a folder, its absolute path or URL, to be gone through once."""
+
+    root: str
+    files: Iterator[File]
+
+    def uri(self, name: str) -> str:
+        """Where a file is."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+
+def list_files(
+    root: str,
     storage: Storage = LOCAL,
-    id_column: str = ID_COLUMN,
-    uri_column: str = "uri",
-) -> Iterator[pa.Table]:
-    """The images of a source as tables of `MANIFEST`.
+    stem: str = "",
+    leads: Callable[[str], bool] | None = None,
+) -> Listing:
+    """List the files below a folder in the order of their relative paths.
 
-    Those of Parquet and CSV have the other columns of the file behind, typed as they are. What
-    the URI may be: `POSSIBLE`. Ids are unique, except for Parquet and CSV, where that is checked
-    by `write_tables`.
+    Names that start with a dot are left out, with all that is below them. Links are followed,
+    except where one leads back to a folder it lies in.
 
     Args:
-        uri: local path or fsspec URL.
-        images: folder of the images of a COCO json, VOC image set, Parquet or CSV, if they are
-            not where the file says.
-        storage: how remote places are reached.
-        id_column: column of ids in Parquet and CSV; if the default one is missing, the URI is
-            the id, without its query.
-        uri_column: column of URIs in Parquet and CSV; relative ones are below ``images``, else
-            below the file's folder.
+        root: local path or fsspec URL.
+        storage: how it is reached.
+        stem: only names that begin so may be asked for; what S3 lists is narrowed by it.
+        leads: whether a folder (its relative path) is to be looked into; not asked on S3.
 
     Raises:
-        SourceError: nothing there, no image in it, or it cannot be listed; at once or while
-            iterating.
+        SourceError: root is missing or a file (at once), or cannot be listed (while iterating).
     """
-    columns = Columns(id_column, uri_column, images)
-    found = _open(uri, columns, storage)
-    if isinstance(found, list):
-        return read_uri_tables(found, columns, storage)
-    return image_tables(found)
-
-
-def list_images(
-    uri: str,
-    images: str | None = None,
-    storage: Storage = LOCAL,
-    id_column: str = ID_COLUMN,
-    uri_column: str = "uri",
-) -> Iterator[SourceImage]:
-    """The images of a source one by one, without further columns: see `list_tables`."""
-    columns = Columns(id_column, uri_column, images)
-    found = _open(uri, columns, storage)
-    if not isinstance(found, list):
-        return found
-    tables = read_uri_tables(found, columns, storage)
-    return chain.from_iterable(map(_images, tables))
-
-
-def _images(table: pa.Table) -> Iterator[SourceImage]:
-    return (SourceImage(**record) for record in table.select(MANIFEST.names).to_pylist())
-
-
-def _open(uri: str, columns: Columns, storage: Storage) -> Iterator[SourceImage] | list[str]:
-    """The images, or the files that list them."""
-    if not uri:
-        raise SourceError(f"no source: give source.uri: {POSSIBLE}")
-    images = columns.images
-    for place in (uri, images or ""):
-        refuse_secrets(place)
-    if is_image_set(uri):
-        return _list_voc(uri, images)
-    if uri.lower().endswith(".json"):
-        return list_coco(uri, images, storage)
-    refuse_compressed(uri)
-    pattern = parse_pattern(uri)
-    if pattern is None and not uri.lower().endswith((SUFFIX, *SUFFIXES)):
-        return _open_folder(uri, images, storage)
-    if pattern is None and is_folder(uri, storage):  # Spark writes folders named x.parquet
-        return _open_folder(uri, images, storage)
-    if uri.lower().endswith(SUFFIXES):
-        return [place for _, place in _files(uri, pattern, storage)]
-    _refuse_images(uri, images)
-    if uri.lower().endswith(SUFFIX):
-        return list_tars(_files(uri, pattern, storage), IMAGE_SUFFIXES, storage)
-    assert pattern is not None
-    if not pattern.wild and not all(n.lower().endswith(IMAGE_SUFFIXES) for n in pattern.names):
-        raise _unknown(uri)
-    return list_pattern(pattern, uri, storage)
-
-
-def _files(uri: str, pattern: Pattern | None, storage: Storage) -> list[tuple[str, str]]:
-    """Name and URI of each file that is meant; the name below the pattern's root."""
-    if pattern is None:
-        system, path = filesystem(uri, storage)
-        place = full_uri(system, path)
-        return [(place.rpartition("/")[2], place)]
-    if not pattern.wild:
-        root = Listing(full_uri(*filesystem(pattern.root, storage)), iter(()))
-        names = list(pattern.names)
-        if len(set(names)) < len(names):
-            raise SourceError(f"{redact(uri)} gives one name twice")
-        return [(name, root.uri(name)) for name in names]
-    listing = list_files(pattern.root, storage, pattern.stem, pattern.leads)
-    found = [(n, listing.uri(n)) for n, _ in listing.files if pattern.matches(n)]
-    if not found:
-        raise MissingSourceError(f"there is nothing at {redact(uri)}: check the path")
-    return found
-
-
-def _open_folder(
-    uri: str, images: str | None, storage: Storage
-) -> Iterator[SourceImage] | list[str]:
-    """A folder that holds only tars, or only Parquet or CSV, stands for these; else its images."""
+    system, path = filesystem(root, storage)
+    if "s3" in system.protocol:
+        base = path.strip("/")
+        return Listing(f"s3://{base}", _s3_files(base, stem, root, storage))
     try:
-        listing = list_files(uri, storage)
-    except MissingSourceError:
-        raise
-    except SourceError:
-        if not is_folder(uri, storage) and exists(uri, storage):
-            raise _unknown(uri) from None
-        raise
-    ahead: list[File] = []
-    for file in listing.files:
-        ahead.append(file)
-        if not _may_stand_for_images(file.name):
-            break
-    else:
-        files = [name for name, _ in ahead if name.lower().endswith((SUFFIX, *SUFFIXES))]
-        if files:
-            return _open_only(uri, images, [(n, listing.uri(n)) for n in files], storage)
-    _refuse_images(uri, images)
-    return images_of(Listing(listing.root, chain(ahead, listing.files)), uri)
+        info = system.info(path)
+    except Exception as error:
+        raise reading_error(root, error) from None
+    if info["type"] != "directory":
+        raise SourceError(f"{redact(root)} is a file, expected a folder")
+    base = path.rstrip("/")
+    entries = _local_entries if is_local(system) else _entries_of(system)
+    trail = frozenset({os.path.realpath(base or "/")})
+    names = _walk(entries, base, "", leads or _everywhere, trail, is_local(system))
+    return Listing(full_uri(system, base) or "/", map(File, names))
 
 
-def _may_stand_for_images(name: str) -> bool:
-    if name.lower().endswith((SUFFIX, *SUFFIXES)):
-        return True
-    # Spark writes _SUCCESS beside its parts; but cameras write _DSC0001.JPG.
-    marker = name.rpartition("/")[2].startswith("_")
-    return marker and not name.lower().endswith(IMAGE_SUFFIXES)
+def _everywhere(folder: str) -> bool:
+    return True
 
 
-def _open_only(
-    uri: str, images: str | None, files: list[tuple[str, str]], storage: Storage
-) -> Iterator[SourceImage] | list[str]:
-    kinds = sorted({"." + name.lower().rpartition(".")[2] for name, _ in files})
-    if len(kinds) > 1:
-        raise SourceError(
-            f"{redact(uri)} holds {' and '.join(kinds)}: say which by a pattern such as "
-            f"{redact(uri.rstrip('/'))}/*{kinds[0]}"
-        )
-    if kinds != [SUFFIX]:
-        return [place for _, place in files]
-    _refuse_images(uri, images)
-    return list_tars(files, IMAGE_SUFFIXES, storage)
+def _walk(
+    entries: Callable[[str], list[str]],
+    base: str,
+    folder: str,
+    leads: Callable[[str], bool],
+    trail: frozenset[str],
+    local: bool,
+) -> Iterator[str]:
+    """Names below ``folder``, itself relative to base; trail: real folders above and it."""
+    place = f"{base}/{folder}".rstrip("/") or "/"
+    if folder.count("/") >= _DEEPEST:
+        raise SourceError(f"{redact(place):.300} lies more than {_DEEPEST} folders deep")
+    # A folder's "/" makes it sort as its content does in the whole paths.
+    for entry in sorted(entries(place)):
+        name = f"{folder}/{entry}" if folder else entry
+        if not entry.endswith("/"):
+            yield name
+            continue
+        name = name.rstrip("/")
+        if not leads(name):
+            continue
+        real = os.path.realpath(f"{base}/{name}") if local else name
+        # A folder that is no link cannot be one of those it lies in.
+        if real not in trail:
+            yield from _walk(entries, base, name, leads, trail | {real}, local)
 
 
-def _list_voc(uri: str, images: str | None) -> Iterator[SourceImage]:
+def _local_entries(folder: str) -> list[str]:
+    """Visible names in a folder, those of folders with "/" behind."""
     try:
-        dataset = load_voc(uri, images, on_broken="drop")
-    except ValueError as error:
-        raise SourceError(str(error)) from error
-    return (SourceImage(i.image_id, i.uri, local_version(i.uri)) for i in dataset.images)
+        with os.scandir(folder) as found:
+            return [e.name + "/" * _is_folder(e) for e in found if not e.name.startswith(".")]
+    except OSError as error:
+        raise reading_error(folder, error) from error
 
 
-def _refuse_images(uri: str, images: str | None) -> None:
-    if images is not None:
-        raise SourceError(
-            f"{redact(uri)} needs no image folder, but one was given too ({redact(images)}): that "
-            "goes with a COCO .json, a VOC image set, .parquet or .csv"
-        )
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        # Like a link that leads nowhere, one in a circle is a file that cannot be read.
+        nowhere = error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
+        if nowhere or entry.name.lower().endswith(IMAGE_SUFFIXES):
+            return False
+        raise
 
 
-def _unknown(uri: str) -> SourceError:
-    return SourceError(f"{redact(uri)} is nothing that lists images: give {POSSIBLE}")
+def _entries_of(system: fsspec.AbstractFileSystem) -> Callable[[str], list[str]]:
+    def entries(folder: str) -> list[str]:
+        try:
+            found = system.ls(folder, detail=True)
+        except Exception as error:
+            raise reading_error(full_uri(system, folder), error) from None
+        paths = ((e["name"].rstrip("/"), e["type"] == "directory") for e in found)
+        # Object stores list a folder's placeholder within itself.
+        names = ((posixpath.basename(p), d) for p, d in paths if p != folder.rstrip("/"))
+        return [name + "/" * is_dir for name, is_dir in names if name and name[0] != "."]
+
+    return entries
+
+
+# S3
+
+
+def _s3_files(base: str, stem: str, root: str, storage: Storage) -> Iterator[File]:
+    """Files below bucket/folder; the first page is asked for at once."""
+    bucket, _, folder = base.partition("/")
+    above = f"{folder}/" if folder else ""
+    client = _s3_client(storage, root)
+    pages = _s3_pages(client, bucket, above + stem, root)
+    first = next(pages)
+    if not first and above and not stem:
+        raise _nothing_below(client, bucket, folder, root)
+    files = (
+        File(key[len(above) :], version) for page in chain([first], pages) for key, version in page
+    )
+    return (file for file in files if _is_visible(file.name))
+
+
+def _is_visible(name: str) -> bool:
+    # A key that ends in "/" is a folder's placeholder.
+    return not name.endswith("/") and not name.startswith(".") and "/." not in name and bool(name)
+
+
+def _s3_pages(client: Any, bucket: str, prefix: str, root: str) -> Iterator[list[File]]:
+    pages = client.get_paginator("list_objects_v2").paginate(
+        Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": _PAGE}
+    )
+    try:
+        for page in pages:
+            yield [File(item["Key"], _s3_version(item)) for item in page.get("Contents", ())]
+    except Exception as error:
+        raise _s3_error(root, error) from None
+
+
+def _s3_version(item: dict[str, Any]) -> str:
+    tag = item.get("ETag", "").strip('"')
+    return f"{item.get('Size')}-{tag}" if tag else ""
+
+
+def _nothing_below(client: Any, bucket: str, key: str, root: str) -> SourceError:
+    try:
+        client.head_object(Bucket=bucket, Key=key)
+    except Exception:
+        return MissingSourceError(f"there is nothing at {redact(root)}: check the path")
+    return SourceError(f"{redact(root)} is a file, expected a folder")
+
+
+def _s3_client(storage: Storage, root: str) -> Any:
+    """A client of its own: s3fs lists folder by folder, or everything into memory."""
+    from botocore import UNSIGNED
+    from botocore.config import Config
+    from botocore.session import Session
+
+    config = s3_config(storage)
+    if storage.anonymous:
+        config["signature_version"] = UNSIGNED
+    try:
+        return Session().create_client("s3", endpoint_url=storage.endpoint, config=Config(**config))
+    except Exception as error:
+        raise reading_error(root, error) from None
+
+
+def _s3_error(root: str, error: Exception) -> SourceError:
+    from s3fs.errors import translate_boto_error
+
+    return reading_error(root, translate_boto_error(error))

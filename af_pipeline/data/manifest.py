@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from af_pipeline.core.schema import MANIFEST
+from af_pipeline.data.access import SourceError
 from af_pipeline.data.names import text_id, text_uri
-from af_pipeline.data.storage import SourceError, redact
-from af_pipeline.schema import MANIFEST
+from af_pipeline.data.secrets import redact
 
 GROUP_ROWS = 10_000
 LONGEST = 8192  # bytes of an id or URI: a path has 4,096 at most, a signed URL some 2,500

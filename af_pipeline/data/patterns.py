@@ -12,7 +12,9 @@ from itertools import islice, product
 
 from fsspec.utils import glob_translate
 
-from af_pipeline.data.storage import SourceError, exists, redact
+from af_pipeline.data.access import SourceError
+from af_pipeline.data.secrets import redact
+from af_pipeline.data.storage import exists
 
 _WILD = re.compile(r"[*?[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")

@@ -14,15 +14,21 @@ import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import fsspec.core
 
+from af_pipeline.data.access import (
+    LOCAL,
+    MissingSourceError,
+    SourceError,
+    Storage,
+    refuse_secrets,
+)
 from af_pipeline.data.bounded import (
-    Limits,
     Refused,
     TooSlow,
     check_size,
@@ -30,8 +36,7 @@ from af_pipeline.data.bounded import (
     read_regular,
 )
 from af_pipeline.data.names import local_path
-from af_pipeline.data.secrets import HTTP, S3, holds_secret, redact, redact_text
-from af_pipeline.settings import SourceConfig, StorageConfig
+from af_pipeline.data.secrets import HTTP, S3, redact, redact_text
 
 _CONNECTIONS = 64  # of one client: more than threads read at once
 _LONGEST_PAUSE_S = 20.0
@@ -39,72 +44,6 @@ _LONGEST_SHOWN = 300  # characters of a URI in a message
 
 _RANGE = re.compile(r"(.+)#offset=(\d{1,18})&size=(\d{1,18})", re.DOTALL)
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
-
-
-class SourceError(ValueError):
-    """A source cannot be listed or read; the message says what to do."""
-
-
-class MissingSourceError(SourceError, FileNotFoundError):
-    """There is nothing at the given place."""
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How a remote place is reached; travels to the actors.
-
-    Attributes:
-        endpoint: URL of an S3-compatible server; None: what AWS's settings say.
-        anonymous: no credentials, for public buckets.
-        attempts: tries of one request before it counts as failed.
-        timeout_s: longest wait of one try for a connection, and for the next bytes, seconds.
-        min_rate: bytes/s that a body must come with on average, after timeout_s.
-        max_bytes: larger files are not read.
-        reach: what lists and redirects may lead to, see `af_pipeline.data.reach`.
-
-    Raises:
-        ValueError: a value that cannot work.
-    """
-
-    endpoint: str | None = None
-    anonymous: bool = False
-    attempts: int = 5
-    timeout_s: float = 60.0
-    min_rate: float = 10_000.0
-    max_bytes: int = 2 << 30
-    reach: Literal["own", "any"] = "own"
-
-    def __post_init__(self) -> None:
-        if self.endpoint is not None:
-            refuse_secrets(self.endpoint)
-            if not re.fullmatch(r"https?://[^/?#]+/?", self.endpoint):
-                raise ValueError(
-                    f"endpoint must look like https://host:port, not {redact(self.endpoint)}"
-                )
-        if self.attempts < 1:
-            raise ValueError(f"attempts must be at least 1, not {self.attempts}")
-        if not self.timeout_s > 0:
-            raise ValueError(f"timeout_s must be above 0, not {self.timeout_s:g}")
-        if not (self.min_rate > 0 and self.max_bytes > 0):
-            raise ValueError("min_rate and max_bytes must be above 0")
-
-    @property
-    def limits(self) -> Limits:
-        """Of one read."""
-        return Limits(self.max_bytes, self.timeout_s, self.min_rate)
-
-
-LOCAL = Storage()
-
-
-def storage_of(config: StorageConfig) -> Storage:
-    """The `Storage` that a config asks for."""
-    return Storage(**config.model_dump())
-
-
-def source_storage(source: SourceConfig) -> Storage:
-    """The `Storage` that images are read with."""
-    return replace(storage_of(source.storage), max_bytes=source.max_bytes, reach=source.reach)
 
 
 def filesystem(uri: str, storage: Storage = LOCAL) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -334,18 +273,6 @@ def join(folder: str, name: str) -> str:
 def parent(uri: str) -> str:
     """The folder of a file; absolute if local."""
     return posixpath.dirname(uri if "://" in uri else _local_path(uri))
-
-
-# Errors
-
-
-def refuse_secrets(uri: str) -> None:
-    """Raises SourceError where `holds_secret`; the message does not tell it."""
-    if holds_secret(uri):
-        raise SourceError(
-            "a URI holds a user name or a secret: leave it out and give credentials by the "
-            "environment, ~/.aws or an instance role"
-        )
 
 
 def reading_error(uri: str, error: Exception) -> SourceError:

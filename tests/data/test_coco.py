@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from af_pipeline.data.annotations import AnnotationError
-from af_pipeline.data.coco import load_coco
-from af_pipeline.data.sources import list_coco
-from af_pipeline.data.storage import SourceError
-from tests.realdata import real_data
+from af_pipeline.data.access import SourceError
+from af_pipeline.data.annotations.coco import load_coco
+from af_pipeline.data.annotations.dataset import AnnotationError
+from af_pipeline.data.sources.annotated import list_coco
+from tests.helpers.realdata import real_data
 
 
 def document() -> dict[str, Any]:

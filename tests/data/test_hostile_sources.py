@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.data.listing import list_images, list_tables
+from af_pipeline.data.access import SourceError, Storage
 from af_pipeline.data.manifest import LONGEST, SourceImage, write_manifest, write_tables
 from af_pipeline.data.names import text_id
 from af_pipeline.data.reach import refusal
-from af_pipeline.data.sources import list_directory
-from af_pipeline.data.storage import SourceError, Storage, range_uri, read_bytes
-from af_pipeline.data.uri_tables import read_uri_tables
+from af_pipeline.data.sources.folder import list_directory
+from af_pipeline.data.sources.open import list_images, list_tables
+from af_pipeline.data.sources.table import read_uri_tables
+from af_pipeline.data.storage import range_uri, read_bytes
 from tests.data.test_tar import pack
 
 SMALL = Storage(max_bytes=1000)
@@ -242,7 +243,8 @@ def test_remote_lists_reach_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     local = tmp_path / "p.parquet"
     pq.write_table(pa.table({"uri": ["s3://b/fine.jpg", "a.jpg", "/etc/passwd"]}), local)
     monkeypatch.setattr(
-        "af_pipeline.data.uri_tables.open_file", lambda uri, *_: local.open("rb", buffering=1 << 16)
+        "af_pipeline.data.sources.table.open_file",
+        lambda uri, *_: local.open("rb", buffering=1 << 16),
     )
     with pytest.raises(SourceError, match="row 2: '/etc/passwd' is a local file, and the list is"):
         list(read_uri_tables([AWAY.replace("csv", "parquet")]))

@@ -8,19 +8,10 @@ from contextlib import suppress
 
 import pytest
 
-from af_pipeline.data.listing import list_images
-from af_pipeline.data.storage import (
-    MissingSourceError,
-    SourceError,
-    Storage,
-    exists,
-    filesystem,
-    is_folder,
-    open_file,
-    range_uri,
-    read_bytes,
-)
-from tests.data.s3_server import Quiet, faulty_s3, serve
+from af_pipeline.data.access import MissingSourceError, SourceError, Storage
+from af_pipeline.data.sources.open import list_images
+from af_pipeline.data.storage import exists, filesystem, is_folder, open_file, range_uri, read_bytes
+from tests.helpers.s3_server import Quiet, faulty_s3, serve
 
 LIMITS = Storage(attempts=1, timeout_s=0.5, max_bytes=100_000)
 BOMB = gzip.compress(bytes(50_000_000))

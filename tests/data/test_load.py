@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.data.annotations import AnnotatedDataset, AnnotationError
-from af_pipeline.data.coco import load_coco
-from af_pipeline.data.load import load_annotations, to_coco
-from af_pipeline.metrics import evaluate_detections
-from tests.realdata import real_data
+from af_pipeline.data.annotations.coco import load_coco
+from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotationError
+from af_pipeline.data.annotations.load import load_annotations, to_coco
+from af_pipeline.evaluation.coco import evaluate_detections
+from tests.helpers.realdata import real_data
 
 
 def coco(path: Path, name: str, *labels: str, categories: dict[int, str] | None = None) -> str:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from af_pipeline.core.schema import MANIFEST
 from af_pipeline.data import manifest
+from af_pipeline.data.access import SourceError
 from af_pipeline.data.manifest import SourceImage, image_tables, write_manifest, write_tables
-from af_pipeline.data.storage import SourceError
-from af_pipeline.schema import MANIFEST
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 13])

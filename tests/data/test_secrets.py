@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from af_pipeline.cli import complain
+from af_pipeline.core.schema import ImageRow
 from af_pipeline.data.secrets import holds_secret, redact, redact_text, redact_tree
 from af_pipeline.data.storage import reading_error
-from af_pipeline.dist.stacking_stage import fail
-from af_pipeline.schema import ImageRow
+from af_pipeline.indexing.stages import fail
 
 SECRET = "wJalrXUtnFEMI"
 # URI, what is told of it.

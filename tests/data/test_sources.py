@@ -10,17 +10,16 @@ from uuid import uuid4
 import fsspec
 import pytest
 
-from af_pipeline.data.listing import list_images
+from af_pipeline.data.access import MissingSourceError, SourceError
+from af_pipeline.data.annotations.dataset import locate_images
+from af_pipeline.data.json_file import read_json
+from af_pipeline.data.listing import IMAGE_SUFFIXES
 from af_pipeline.data.manifest import SourceImage, local_version
-from af_pipeline.data.sources import (
-    IMAGE_SUFFIXES,
-    list_coco,
-    list_directory,
-    locate_images,
-    read_json,
-)
-from af_pipeline.data.storage import MissingSourceError, SourceError, read_bytes
-from tests.realdata import real_data
+from af_pipeline.data.sources.annotated import list_coco
+from af_pipeline.data.sources.folder import list_directory
+from af_pipeline.data.sources.open import list_images
+from af_pipeline.data.storage import read_bytes
+from tests.helpers.realdata import real_data
 
 
 def touch(root: Path, *names: str) -> Path:

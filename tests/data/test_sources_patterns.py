@@ -7,17 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from af_pipeline.data.listing import list_images, list_tables
+from af_pipeline.data.access import MissingSourceError, SourceError, Storage
 from af_pipeline.data.patterns import expand_braces, parse_pattern
-from af_pipeline.data.storage import (
-    MissingSourceError,
-    SourceError,
-    Storage,
-    filesystem,
-    read_bytes,
-)
-from tests.data.s3_server import Server, faulty_s3
+from af_pipeline.data.sources.open import list_images, list_tables
+from af_pipeline.data.storage import filesystem, read_bytes
 from tests.data.test_tar import pack
+from tests.helpers.s3_server import Server, faulty_s3
 
 NAMES = [
     "2024-01/cam1/a.tif",

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from af_pipeline.data.listing import list_images
+from af_pipeline.data.access import Storage
+from af_pipeline.data.listing import File, Listing
 from af_pipeline.data.manifest import SourceImage
-from af_pipeline.data.storage import Storage
-from af_pipeline.data.walk import File, Listing
-from tests.data.s3_server import endless_s3
+from af_pipeline.data.sources.open import list_images
+from tests.helpers.s3_server import endless_s3
 
 MB = 1e6
 
@@ -45,7 +45,7 @@ class Pages:
 def test_s3_holds_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = []
     for count in (50_000, 200_000):
-        monkeypatch.setattr("af_pipeline.data.walk._s3_client", lambda *a, c=count: Pages(c))
+        monkeypatch.setattr("af_pipeline.data.listing._s3_client", lambda *a, c=count: Pages(c))
         peaks.append(peak(lambda: list_images("s3://b/photos"), count))
     assert peaks[1] < peaks[0] + 0.1 * MB
     assert peaks[1] < 3 * MB
@@ -90,6 +90,8 @@ def test_names_of_cameras_are_not_kept(tmp_path: Path, monkeypatch: pytest.Monke
             taken.append(number)
             yield File(f"_DSC{number:04d}.JPG")
 
-    monkeypatch.setattr("af_pipeline.data.listing.list_files", lambda *a: Listing("/x", files()))
+    monkeypatch.setattr(
+        "af_pipeline.data.sources.open.list_files", lambda *a: Listing("/x", files())
+    )
     next(list_images("/x"))
     assert len(taken) == 1

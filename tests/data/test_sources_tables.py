@@ -9,10 +9,10 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.data.listing import list_images, list_tables
+from af_pipeline.core.schema import IMAGES, MANIFEST
+from af_pipeline.data.access import MissingSourceError, SourceError, Storage
 from af_pipeline.data.manifest import SourceImage, write_tables
-from af_pipeline.data.storage import MissingSourceError, SourceError, Storage
-from af_pipeline.schema import IMAGES, MANIFEST
+from af_pipeline.data.sources.open import list_images, list_tables
 
 
 def save(path: Path, table: pa.Table | dict[str, Any], rows: int = 3) -> str:

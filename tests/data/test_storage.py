@@ -14,10 +14,9 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 
+from af_pipeline.data.access import MissingSourceError, SourceError, Storage
+from af_pipeline.data.listing import list_files
 from af_pipeline.data.storage import (
-    MissingSourceError,
-    SourceError,
-    Storage,
     exists,
     filesystem,
     full_uri,
@@ -28,8 +27,7 @@ from af_pipeline.data.storage import (
     range_uri,
     read_bytes,
 )
-from af_pipeline.data.walk import list_files
-from tests.data.s3_server import Fault, Quiet, Server, faulty_s3, serve
+from tests.helpers.s3_server import Fault, Quiet, Server, faulty_s3, serve
 
 DATA = bytes(range(256)) * 400
 SLOW = Fault(503, "SlowDown")

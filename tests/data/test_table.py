@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.codec import encode_png
-from af_pipeline.data.annotations import AnnotatedDataset, AnnotationError
-from af_pipeline.data.coco import load_coco
-from af_pipeline.data.table import load_table, write_table
-from af_pipeline.data.voc import load_voc
-from tests.realdata import real_data
+from af_pipeline.data.annotations.coco import load_coco
+from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotationError
+from af_pipeline.data.annotations.parquet import load_table, write_table
+from af_pipeline.data.annotations.voc import load_voc
+from af_pipeline.images.decode import encode_png
+from tests.helpers.realdata import real_data
 
 SIZE = {"width": 100, "height": 50}
 

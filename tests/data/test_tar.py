@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from af_pipeline.data.listing import list_images
-from af_pipeline.data.sources import IMAGE_SUFFIXES
-from af_pipeline.data.storage import MissingSourceError, SourceError, read_bytes
-from af_pipeline.data.tar import list_tar
+from af_pipeline.data.access import MissingSourceError, SourceError
+from af_pipeline.data.listing import IMAGE_SUFFIXES
+from af_pipeline.data.sources.open import list_images
+from af_pipeline.data.sources.tar import list_tar
+from af_pipeline.data.storage import read_bytes
 
 
 def pack(path: Path, members: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> str:

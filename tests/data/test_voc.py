@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from af_pipeline.codec import encode_jpeg, encode_png
-from af_pipeline.data.annotations import AnnotatedDataset, AnnotationError
-from af_pipeline.data.sources import list_directory
-from af_pipeline.data.voc import is_image_set, load_voc, voc_root
-from tests.realdata import real_data
+from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotationError
+from af_pipeline.data.annotations.voc import is_image_set, load_voc, voc_root
+from af_pipeline.data.sources.folder import list_directory
+from af_pipeline.images.decode import encode_jpeg, encode_png
+from tests.helpers.realdata import real_data
 
 SIZE = "<size><width>100</width><height>50</height><depth>3</depth></size>"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.evaluating import BOX, write_table
+from tests.helpers.evaluating import BOX, write_table
 
 
 @pytest.fixture

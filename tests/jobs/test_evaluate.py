@@ -10,9 +10,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from af_pipeline.report.coco_export import COCO_CATEGORIES
+from af_pipeline.exports.coco import COCO_CATEGORIES
 from jobs.evaluate import main
-from tests.jobs.evaluating import BOX, assert_refused, evaluate, write_table
+from tests.helpers.evaluating import BOX, assert_refused, evaluate, write_table
 
 
 def test_prints_the_table_and_writes_metrics_json(out: Path, truth: Path) -> None:

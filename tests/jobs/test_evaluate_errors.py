@@ -8,7 +8,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.evaluating import evaluate, write_table
+from tests.helpers.evaluating import evaluate, write_table
 
 # A run of mode autofocus on one image of 200 x 400 px, with the parts of its config that are read.
 CONFIG = {

@@ -109,7 +109,7 @@ def test_told_before_ray_starts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "af_pipeline.dist.session", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "af_pipeline.indexing.session", None)  # importing it fails
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     override = wrong.format(here=place, site=site, guarantee=GUARANTEE, long="x" * 300)
     assert main(arguments(place, override)) == 2
@@ -135,7 +135,7 @@ def test_ray_is_not_imported(place: Path, wrong: str) -> None:
 
 
 def test_good_input_starts_ray(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "af_pipeline.dist.session", None)
+    monkeypatch.setitem(sys.modules, "af_pipeline.indexing.session", None)
     with pytest.raises(ImportError, match="session"):
         main(arguments(place, "mode=whole"))
     with pytest.raises(ImportError, match="session"):  # which needs no output

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from af_pipeline.config import load_config
-from af_pipeline.data.synthetic import write_dataset
-from af_pipeline.guarantee import check_guarantee
-from af_pipeline.model.info import checkpoint_hash
-from af_pipeline.settings import IndexConfig
+from af_pipeline.models.info import checkpoint_hash
+from af_pipeline.scenes.synthetic import write_dataset
+from af_pipeline.settings.guarantee import check_guarantee
+from af_pipeline.settings.index import IndexConfig
 from jobs.tune import main
 
 CONFIG = "configs/index/aerial.yaml"

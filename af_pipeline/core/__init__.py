@@ -1,0 +1,1 @@
+"""The algorithm: numpy and OpenCV alone."""

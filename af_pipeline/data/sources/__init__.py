@@ -1,0 +1,1 @@
+"""Where the images of a run come from, one module a kind."""

@@ -1,0 +1,345 @@
+"""Bytes to arrays and back.
+
+Every image in this project is RGB, uint8, shape [H, W, 3], C-contiguous, upright (its EXIF
+orientation already applied). This module is the one border where foreign bytes come in: whatever
+they hold, the only exception that leaves it is :class:`DecodeError`.
+"""
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from af_pipeline.core.resize import RGB, check_rgb
+from af_pipeline.images.depth import BY_TYPE, DepthConfig, to_8_bit
+from af_pipeline.images.guards import SIDEWAYS, orientation
+from af_pipeline.images.jpeg import UnknownJpeg, check_scans, jpeg_header, read_jpeg
+from af_pipeline.images.png import png_header, read_png
+from af_pipeline.images.tiff import Page, first_page
+from af_pipeline.images.tiff_values import WHITE_IS_ZERO, page_alone, read_values
+
+MAX_PIXELS = 200_000_000
+
+
+class _GifReader(GifImagePlugin.GifImageFile):
+    """Pillow's, but for the first picture only: no memory for what is left behind it.
+
+    Pillow takes that on opening, up to 178 MB, before its size could be looked at.
+    """
+
+    disposal_method = property(lambda self: 0, lambda self, value: None)
+
+
+# Pillow's own limit of 179 million pixels would stand beside max_pixels, and it has no other switch
+# than this one of the process. Sizes are checked here before memory is taken.
+Image.MAX_IMAGE_PIXELS = None
+
+# Pillow's reader classes are called directly, not through Image.open: only formats meant to be
+# read are tried.
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": _GifReader,
+}
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"II+\x00", "TIFF"),
+    (b"MM\x00+", "TIFF"),
+    (b"BM", "BMP"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+)
+# Bytes of deep values that a file may unpack to, for each pixel of max_pixels: four of 16 bits.
+_VALUE_BYTES = 8
+# cv2.flip's axis by orientation, behind the transposition of those that lie sideways.
+_FLIP = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+
+# warnings.catch_warnings swaps a process-wide list; without the lock two threads decoding at once
+# could restore it in the wrong order and leave all warnings off.
+_WARNINGS_LOCK = threading.Lock()
+
+
+class DecodeError(ValueError):
+    """The bytes are not an image that can be decoded in full; the message says what is wrong."""
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, depth: DepthConfig = BY_TYPE) -> RGB:
+    """Decode an image file to upright RGB uint8 [H, W, 3], C-contiguous.
+
+    JPEG, PNG, TIFF, WebP, BMP and GIF (of an animation the first picture, of a multi-page TIFF the
+    first that is no smaller version or mask of another). Gray is repeated over the three channels;
+    of a TIFF with bands instead of colours the first three are taken. Alpha is dropped, not
+    composited: the colour stored under a transparent pixel is kept, no background is invented.
+    Embedded colour profiles are ignored, and so is an orientation that is found in XMP only.
+
+    Args:
+        data: the whole file.
+        max_pixels: larger images are refused from their header, before memory is taken.
+        depth: how values of more than 8 bits (PNG, TIFF) become 8 bits.
+
+    Raises:
+        DecodeError: empty, not an image, damaged, too large, values without a fixed range that
+            ``depth`` needs, or truncated: an image of which rows, strips, tiles or planes are
+            missing is an error, because nobody saw what is there.
+    """
+    kind = _sniff(data)
+    try:
+        if kind == "JPEG":
+            return _decode_jpeg(data, max_pixels)
+        if kind == "PNG":
+            return _decode_png(data, max_pixels, depth)
+        if kind == "TIFF":
+            return _decode_tiff(data, max_pixels, depth)
+        return _decode_pillow(data, kind, max_pixels)
+    except DecodeError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly every kind, MemoryError included
+        raise _as_decode_error(kind, error) from error
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) in pixels of what :func:`decode_image` would return, from the header only.
+
+    Raises:
+        DecodeError: empty, not an image, or a damaged header. (Damage behind the header is not
+            seen, and no pixel limit is applied.)
+    """
+    kind = _sniff(data)
+    try:
+        return _header_size(data, kind)
+    except DecodeError:
+        raise
+    except Exception as error:  # as in decode_image
+        raise _as_decode_error(kind, error) from error
+
+
+def encode_jpeg(image: RGB, quality: int = 92) -> bytes:
+    """Encode RGB uint8 [H, W, 3] as JPEG (4:2:0 chroma), quality 1..100.
+
+    Raises:
+        ValueError: not an RGB uint8 image, quality out of range, or a side above 65535 px.
+    """
+    check_rgb(image)
+    if not 1 <= quality <= 100:
+        raise ValueError(f"JPEG quality must be 1..100, not {quality}")
+    if max(image.shape) > 65535:
+        raise ValueError(f"JPEG sides are limited to 65535 px, the image is {image.shape[:2]}")
+    return bytes(
+        simplejpeg.encode_jpeg(
+            np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420"
+        )
+    )
+
+
+def encode_png(image: RGB) -> bytes:
+    """Encode RGB uint8 [H, W, 3] as PNG (lossless).
+
+    Raises:
+        ValueError: not an RGB uint8 image.
+    """
+    check_rgb(image)
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise ValueError(f"cannot encode an image of shape {image.shape} as PNG")
+    return bytes(encoded.tobytes())
+
+
+def _sniff(data: bytes) -> str:
+    """The format's name by the first bytes; file names are not trusted."""
+    if len(data) == 0:
+        raise DecodeError("empty file")
+    for magic, kind in _MAGIC:
+        if data[: len(magic)] == magic:
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    known = ", ".join(sorted({*_READERS, "PNG"}))
+    raise DecodeError(f"not an image of a known format ({known}): {len(data)} bytes")
+
+
+def _as_decode_error(kind: str, error: Exception) -> DecodeError:
+    if isinstance(error, MemoryError):
+        return DecodeError(f"{kind} needs more memory than there is")
+    text = (str(error) or type(error).__name__).splitlines()[0][:200]
+    if not any(letter.isalpha() for letter in text):  # a bare key, as of a tag that is missing
+        text = f"a value is missing or unknown: {text}"
+    fault = "damaged"
+    if "truncated" in text.lower() or "premature" in text.lower():
+        fault, text = "truncated", text.removeprefix("truncated: ").removeprefix("truncated ")
+    elif "not supported" in text:
+        fault = "unsupported"
+    return DecodeError(f"{fault} {kind}: {text}")
+
+
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise DecodeError(
+            f"image has {height * width} pixels ({width}x{height}), "
+            f"more than max_pixels={max_pixels}"
+        )
+
+
+# JPEG
+
+
+def _decode_jpeg(data: bytes, max_pixels: int) -> RGB:
+    check_scans(data)
+    header = jpeg_header(data)
+    if header is None:
+        return _decode_pillow(data, "JPEG", max_pixels)
+    height, width, space = header
+    _check_pixels(height, width, max_pixels)
+    four = space in ("CMYK", "YCCK")
+    try:
+        pixels = read_jpeg(data, "CMYK" if four else "RGB")
+    except UnknownJpeg:
+        return _decode_pillow(data, "JPEG", max_pixels)
+    return _upright(_inks_to_rgb(pixels, "CMYK;I") if four else pixels, orientation(data, "JPEG"))
+
+
+def _inks_to_rgb(cmyk: NDArray[np.uint8], stored: str) -> RGB:
+    """[H, W, 4] to RGB; ``stored`` "CMYK", or "CMYK;I" inverted as Adobe writes it in JPEG."""
+    height, width = cmyk.shape[:2]
+    image = Image.frombuffer("CMYK", (width, height), cmyk.tobytes(), "raw", stored, 0, 1)
+    return np.array(image.convert("RGB"))
+
+
+def _upright(image: RGB, turn: int) -> RGB:
+    """Undo an EXIF orientation 1..8."""
+    turned = cv2.transpose(image) if turn in SIDEWAYS else image
+    axis = _FLIP.get(turn)
+    return np.asarray(turned if axis is None else cv2.flip(turned, axis), np.uint8)
+
+
+# Pillow
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _open_pillow(data: bytes, kind: str) -> ImageFile.ImageFile:
+    """Read the header with Pillow. Held under the lock: it is short, and where it warns."""
+    with _quiet():
+        return _READERS[kind](io.BytesIO(data))
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(height, width) from the header: Pillow's reader takes memory for the canvas on opening."""
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        width = int.from_bytes(data[24:27], "little") + 1
+        height = int.from_bytes(data[27:30], "little") + 1
+    elif chunk == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width = int.from_bytes(data[26:28], "little") & 0x3FFF
+        height = int.from_bytes(data[28:30], "little") & 0x3FFF
+    if len(data) < 30 or width == 0 or height == 0:
+        raise DecodeError("truncated WebP: no complete header")
+    return height, width
+
+
+def _header_size(data: bytes, kind: str) -> tuple[int, int]:
+    turn = orientation(data, kind)
+    if kind == "TIFF":
+        page = first_page(data)
+        (height, width), turn = page.size, page.orientation
+    elif kind == "PNG":
+        header = png_header(data)
+        height, width = header.height, header.width
+    elif kind == "WebP":
+        height, width = _webp_size(data)
+    elif kind == "JPEG" and (turbo := jpeg_header(data)) is not None:
+        height, width = turbo[:2]
+    else:
+        width, height = _open_pillow(data, kind).size
+    return (width, height) if turn in SIDEWAYS else (height, width)
+
+
+def _decode_pillow(data: bytes, kind: str, max_pixels: int) -> RGB:
+    if kind == "WebP":
+        _check_pixels(*_webp_size(data), max_pixels)
+    image = _open_pillow(data, kind)
+    _check_pixels(image.height, image.width, max_pixels)
+    image.load()
+    return _upright(_to_rgb(image), orientation(data, kind))
+
+
+def _to_rgb(image: ImageFile.ImageFile) -> RGB:
+    # Otherwise convert() would warn, and look for a colour to keep apart.
+    image.info.pop("transparency", None)
+    plain = image.convert("L") if image.mode in ("1", "LA", "La") else image
+    return np.array(plain.convert("RGB"))
+
+
+# PNG and TIFF
+
+
+def _decode_png(data: bytes, max_pixels: int, depth: DepthConfig) -> RGB:
+    header = png_header(data)
+    _check_pixels(header.height, header.width, max_pixels)
+    pixels = read_png(data, header)
+    if pixels.dtype != np.uint8:
+        pixels = to_8_bit(pixels, 16, depth)
+    return _upright(_three_channels(pixels), orientation(data, "PNG"))
+
+
+def _decode_tiff(data: bytes, max_pixels: int, depth: DepthConfig) -> RGB:
+    page = first_page(data)
+    _check_pixels(*page.size, max_pixels)
+    if page.has_values:
+        image = _values_to_rgb(page, max_pixels, depth)
+    else:
+        image = _to_rgb(_load_tiff(page_alone(page)))
+    return _upright(image, page.orientation)
+
+
+def _load_tiff(data: bytes) -> ImageFile.ImageFile:
+    image = _open_pillow(data, "TIFF")
+    with _quiet():  # of all readers only TIFF's warns while loading
+        image.load()
+    return image
+
+
+def _values_to_rgb(page: Page, max_pixels: int, depth: DepthConfig) -> RGB:
+    values = read_values(page, _VALUE_BYTES * max_pixels, lambda file: np.asarray(_load_tiff(file)))
+    pixels = values
+    if page.bits > 8:
+        pixels = to_8_bit(values, page.bits, depth, page.nodata)
+    if page.photometric == WHITE_IS_ZERO:
+        pixels = 255 - pixels
+    if pixels.shape[2] == 4:
+        return _inks_to_rgb(pixels, "CMYK")
+    return _three_channels(pixels)
+
+
+def _three_channels(pixels: NDArray[np.uint8]) -> RGB:
+    """[H, W, 1 or 3] with gray repeated, C-contiguous."""
+    if pixels.shape[2] == 1:
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), np.uint8)
+    return np.ascontiguousarray(pixels)

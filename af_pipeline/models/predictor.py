@@ -1,0 +1,169 @@
+"""The torch detector as the cascade's predictor: pad to a common shape, forward, back to numpy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from af_pipeline.core.cascade import Prediction
+from af_pipeline.core.focus import STRIDE
+from af_pipeline.core.lanes import Lane
+from af_pipeline.models.checkpoint import load_detector
+from af_pipeline.models.detector import INPUT_MULTIPLE, MAX_DETECTIONS, Detector, Output
+from af_pipeline.models.fold import folded
+from af_pipeline.settings.index import IndexConfig
+from af_pipeline.sniper.sample import PAD_VALUE
+
+Switch = bool | Literal["auto"]
+
+
+def pad_batch(
+    crops: Sequence[NDArray[np.uint8]], shape: tuple[int, int] | None
+) -> NDArray[np.uint8]:
+    """Crops [h, w, 3] -> one grey-padded batch [N, H, W, 3]; H, W multiples of 32.
+
+    ``shape`` (height, width) fixes the canvas; None takes the largest crop rounded up.
+    """
+    height, width = shape or (max(c.shape[0] for c in crops), max(c.shape[1] for c in crops))
+    height = -(-height // INPUT_MULTIPLE) * INPUT_MULTIPLE
+    width = -(-width // INPUT_MULTIPLE) * INPUT_MULTIPLE
+    batch = np.full((len(crops), height, width, 3), PAD_VALUE, np.uint8)
+    for canvas, crop in zip(batch, crops, strict=True):
+        canvas[: crop.shape[0], : crop.shape[1]] = crop
+    return batch
+
+
+class TorchPredictor:
+    """Callable for `af_pipeline.core.cascade.look`, holding one detector on one device.
+
+    With ``proposals`` it answers with the detector's class-agnostic proposals, label 0, for
+    negative chips; ``min_score`` and ``nms_iou`` then play no part and the focus maps are zeros.
+
+    On a CPU the cascade makes ``threads`` forwards at once, each on one core: two small chips side
+    by side take less time than one after the other on two cores. With ``threads`` 1 a forward
+    has the threads that torch is set to.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        device: torch.device,
+        bf16: Switch = "auto",
+        pad_to_lane: bool = False,
+        min_score: float = 0.01,
+        nms_iou: float = 0.6,
+        proposals: bool = False,
+        threads: int = 1,
+        max_detections: int = MAX_DETECTIONS,
+    ) -> None:
+        self.detector = folded(detector).to(device)
+        self.device, self.pad_to_lane = device, pad_to_lane
+        self.bf16 = use_bf16(bf16, device)
+        if self.bf16:
+            _halve(self.detector.backbone)
+        self.min_score, self.nms_iou = min_score, nms_iou
+        self.proposals, self.max_detections = proposals, max_detections
+        self.spread = _spread(threads) if threads > 1 and device.type == "cpu" else map
+
+    @torch.inference_mode()
+    def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> list[Prediction]:
+        """Crops uint8 [h, w, 3] RGB that fit ``lane`` -> predictions in network px."""
+        batch = pad_batch(crops, (lane.height, lane.width) if self.pad_to_lane else None)
+        tensor = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)
+        sizes = torch.tensor([crop.shape[:2] for crop in crops])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            outputs, focus = self._answers(tensor, sizes)
+        maps = focus.float().cpu().numpy()
+        canvas = batch.shape[1] * batch.shape[2]
+        return [
+            Prediction(
+                output.boxes.float().cpu().numpy(),
+                output.scores.float().cpu().numpy(),
+                output.labels.to(torch.int32).cpu().numpy(),
+                maps[i],
+                canvas - crop.shape[0] * crop.shape[1],
+                output.dropped,
+            )
+            for i, (output, crop) in enumerate(zip(outputs, crops, strict=True))
+        ]
+
+    def _answers(self, batch: Tensor, sizes: Tensor) -> tuple[list[Output], Tensor]:
+        if not self.proposals:
+            return self.detector(batch, sizes, self.min_score, self.nms_iou, self.max_detections)
+        count, _, height, width = batch.shape
+        focus = torch.zeros(count, height // STRIDE, width // STRIDE)
+        return self.detector.proposals(batch, sizes), focus
+
+
+def _halve(network: nn.Module) -> None:
+    """Keep the weights of convolutions as bfloat16: autocast makes them so at each forward."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(torch.bfloat16)
+
+
+def _spread(threads: int) -> Callable[..., Iterator[Any]]:
+    """`map` over a pool of threads, in each of which torch takes one core."""
+    return ThreadPoolExecutor(threads, "forward", initializer=_take_one_core).map
+
+
+def _take_one_core() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # fixes it for this thread, whatever others set later
+
+
+def predictor_options(config: IndexConfig) -> dict[str, Any]:
+    """What an index config says of its `TorchPredictor`, detector and device apart."""
+    return {
+        "bf16": config.bf16,
+        "pad_to_lane": config.lanes.pad,
+        # Stacking only lowers scores: what is below its bound is never written.
+        "min_score": max(config.detector_score, config.stack.min_score),
+        "nms_iou": config.detector_nms,
+        "max_detections": config.detector_max,
+        "proposals": config.finds == "proposals",
+    }
+
+
+def load_predictor(config: IndexConfig, threads: int = 0) -> TorchPredictor:
+    """The predictor of an index config, in this process; ``threads`` 0: as many as cores.
+
+    Raises CheckpointError or DeviceError.
+    """
+    device = pick_device(config.device)
+    detector, _ = load_detector(config.checkpoint)
+    threads = threads or os.cpu_count() or 1
+    return TorchPredictor(detector, device, threads=threads, **predictor_options(config))
+
+
+class DeviceError(ValueError):
+    """The asked-for device is not there."""
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" takes a GPU where there is one; "cuda" without one raises DeviceError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("device=cuda, but torch sees no GPU here: use device=auto or cpu")
+    return torch.device(name)
+
+
+def use_bf16(switch: Switch, device: torch.device) -> bool:
+    """Whether to compute in bfloat16; "auto": where ``device`` has instructions for it.
+
+    Without them a CPU emulates each product: 16 times as slow as float32 where measured
+    (AVX2, docs/LOG.md).
+    """
+    if switch != "auto":
+        return switch
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

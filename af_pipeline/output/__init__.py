@@ -1,0 +1,1 @@
+"""What an index run leaves behind."""

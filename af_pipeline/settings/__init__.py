@@ -1,0 +1,1 @@
+"""What can be set; loads without torch and Ray."""

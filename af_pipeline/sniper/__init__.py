@@ -1,0 +1,1 @@
+"""SNIPER's training chips, without torch."""

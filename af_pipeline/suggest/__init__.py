@@ -1,0 +1,1 @@
+"""Which scales, ranges and anchors a data set asks for."""

@@ -1,0 +1,1 @@
+"""The choice of focus settings, and their guarantee."""

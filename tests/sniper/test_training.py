@@ -1,0 +1,381 @@
+"""The stream of training chips: each chip once an epoch, whoever asks and wherever it starts."""
+
+import json
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from af_pipeline.core.focus import FocusRule
+from af_pipeline.core.scales import Scale
+from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
+from af_pipeline.scenes.images import SceneImages
+from af_pipeline.scenes.synthetic import Scene
+from af_pipeline.sniper import open_images
+from af_pipeline.sniper.chips import CoverRule
+from af_pipeline.sniper.images import FileImages, ImageCache, ImageSource
+from af_pipeline.sniper.open_images import BrokenImageError
+from af_pipeline.sniper.sample import LabelledImage, Sample, SampleRule
+from af_pipeline.sniper.stream import ChipRef, ChipStream, Cursor, StreamState, class_repeats, deal
+from af_pipeline.training.batches import make_batches
+
+SIDE = 80
+COVER = CoverRule(64, jitter=(0.9, 1.1))
+RULE = SampleRule((Scale(1.0), Scale(2.0)), FocusRule(), "all", 0.0)
+
+
+def dataset(folder: Path, count: int = 7, declared: int = SIDE) -> AnnotatedDataset:
+    """Images that are each of one grey, so that a chip tells which one it comes from.
+
+    Every image has two boxes, apart from number 3, which has none.
+    """
+    images = []
+    for k in range(count):
+        path = folder / f"{k}.png"
+        Image.fromarray(np.full((SIDE, SIDE, 3), (10 * k + 5) % 256, np.uint8)).save(path)
+        left = 8 * (k % 7)
+        boxes = np.array([[left, 5, left + 20, 30], [48, 48, 68, 70]], np.float32)
+        labels, crowd = np.array([k % 3, 2], np.int32), np.array([False, k == 0])
+        some = slice(0 if k == 3 else 2)
+        args = (declared, SIDE, boxes[some], labels[some], crowd[some])
+        images.append(AnnotatedImage(path.name, str(path), *args))
+    return AnnotatedDataset(tuple(images), ("a", "b", "c"), (1, 2, 3))
+
+
+def files(data: AnnotatedDataset, cache: int = 10**6, **options: Any) -> FileImages:
+    return FileImages(data, ImageCache(cache), **options)
+
+
+def stream(*sources: ImageSource, seed: int = 0, **changes: Any) -> ChipStream:
+    shares = tuple(changes.pop("shares", [1.0] * len(sources)))
+    rules: dict[str, Any] = {"cover": COVER, "rule": RULE} | changes
+    return ChipStream(sources, shares, seed=seed, **rules)
+
+
+def image_of(sample: Sample) -> int:
+    return int(sample.image[32, 32, 0]) // 10
+
+
+def epoch_of(chips: ChipStream, epoch: int) -> list[ChipRef]:
+    """The chips of one epoch, slot by slot."""
+    found = []
+    for slot in range(chips.slots):
+        for ref, after in chips.walk_slot(0, slot, Cursor(epoch)):
+            if ref.epoch > epoch:
+                break
+            found.append(ref)
+            if after.epoch > epoch:
+                assert after == Cursor(epoch + 1)
+                break
+    return found
+
+
+def name(ref: ChipRef) -> tuple[int, int]:
+    return ref.image, ref.number
+
+
+@pytest.fixture
+def small_scenes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Quick stand-ins for rendered scenes; returns the seeds that were asked for."""
+    asked: list[int] = []
+
+    def render(seed: int) -> Scene:
+        asked.append(seed)
+        box = np.array([[10, 10, 40, 30]], np.float32)
+        return Scene(np.full((SIDE, SIDE, 3), 250, np.uint8), box, np.array([1], np.int32))
+
+    monkeypatch.setattr("af_pipeline.scenes.images.render_scene", render)
+    return asked
+
+
+# ---- epochs
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+@pytest.mark.parametrize("chunk", [1, 3, 512])
+def test_every_chip_comes_once_an_epoch(tmp_path: Path, chunk: int, slots: int) -> None:
+    chips = stream(files(dataset(tmp_path), chunk=chunk), slots=slots)
+    orders = []
+    for epoch in range(4):
+        all_chips = [ref for number in range(7) for ref in chips.image_refs(0, number, epoch)]
+        found = epoch_of(chips, epoch)
+        assert Counter(found) == Counter(all_chips)
+        assert max(Counter(map(name, found)).values()) == 1
+        assert {ref.image for ref in found} == set(range(7))
+        orders.append([ref.image for ref in found])
+        chips.recent.clear()
+        assert found == epoch_of(chips, epoch)
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_a_walk_goes_from_epoch_to_epoch(tmp_path: Path) -> None:
+    chips = stream(files(dataset(tmp_path), chunk=3))
+    wanted = [ref for epoch in range(3) for ref in epoch_of(chips, epoch)]
+    walked = list(islice(chips.walk(chips.start()), len(wanted)))
+    assert [ref for (ref,), _ in walked] == wanted
+    assert [state.taken for _, state in walked] == list(range(1, len(wanted) + 1))
+    assert walked[-1][1] == StreamState(len(wanted), ((Cursor(3),),))
+
+
+def test_chunks_follow_one_another(tmp_path: Path) -> None:
+    chips = stream(files(dataset(tmp_path), chunk=3), slots=2)
+    dealt = [chips.deal_chunk(0, 0, chunk) for chunk in range(3)]
+    images = [{ref.image for slot in slots for ref in slot} for slots in dealt]
+    assert [len(found) for found in images] == [3, 3, 1]
+    assert set.union(*images) == set(range(7))
+    wanted = [ref for slot in range(2) for slots in dealt for ref in slots[slot]]
+    assert epoch_of(chips, 0) == wanted
+
+
+def test_slots_have_images_of_their_own_and_as_many_chips() -> None:
+    rng = np.random.default_rng(5)
+    for slots, mix, most in ((1, 1, 9), (4, 3, 9), (16, 2, 40)):
+        counts = rng.integers(0, most, 60).tolist()
+        images = [[(number, i) for i in range(count)] for number, count in enumerate(counts)]
+        dealt = deal(rng, images, slots, mix)  # type: ignore[arg-type]
+        found = [ref for slot in dealt for ref in slot]
+        assert sorted(found) == sorted(ref for image in images for ref in image)  # type: ignore[type-var]
+        loads, share = [len(slot) for slot in dealt], -(-sum(counts) // slots)
+        assert max(loads) - min(loads) <= 2
+        owners = [(slot, ref[0]) for slot, own in enumerate(dealt) for ref in own]  # type: ignore[index]
+        parts = Counter(image for _, image in set(owners))
+        assert all(parts[n] <= -(-count // share) for n, count in enumerate(counts))
+        for own in dealt:  # the chips of an image lie within ``mix`` images of the slot
+            order = list(dict.fromkeys(ref[0] for ref in own))  # type: ignore[index]
+            for first in range(0, len(own), 1):
+                ahead = order.index(own[first][0]) // mix  # type: ignore[index]
+                assert all(order.index(ref[0]) // mix >= ahead for ref in own[first:])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_an_image_is_decoded_once_an_epoch_whatever_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    """Each worker with a cache that holds little more than the images its slots are at."""
+    slots, mix, steps = 8, 2, 80
+    read: list[str] = []
+    whole = open_images.read_bytes
+    monkeypatch.setattr(open_images, "read_bytes", lambda uri: read.append(uri) or whole(uri))  # type: ignore[func-returns-value]
+    data = dataset(tmp_path, count=64)
+    room = slots // world * (mix + 2) * 3 * SIDE * SIDE
+    batches = []
+    for rank in range(world):
+        chips = stream(files(data, cache=room), slots=slots, mix=mix)
+        made = make_batches(chips, chips.start(), rank, world)
+        batches.append([batch.images.numpy() for batch in islice(made, steps)])
+        made.close()
+    chips = stream(files(data), slots=slots, mix=mix)
+    made_ahead = steps + 9  # 4 in the making, 4 in the queue, 1 between
+    walked = [ref for refs, _ in islice(chips.walk(chips.start()), made_ahead) for ref in refs]
+    visits = {(ref.epoch, ref.image) for ref in walked}
+    assert len({epoch for epoch, _ in visits}) >= 2
+    assert len({(i % slots, r.epoch, r.image) for i, r in enumerate(walked)}) == len(visits)
+    assert 128 <= len(read) <= len(visits)
+    alone = stream(files(data), slots=slots, mix=mix)
+    for step, (refs, _) in enumerate(islice(alone.walk(alone.start()), steps)):
+        wanted = [alone.sample(ref).image.transpose(2, 0, 1).tobytes() for ref in refs]
+        found = [batches[slot % world][step][slot // world].tobytes() for slot in range(slots)]
+        assert found == wanted
+
+
+def test_an_image_gives_other_chips_in_every_epoch(tmp_path: Path) -> None:
+    chips = stream(files(dataset(tmp_path)))
+    windows = [tuple(ref.window for ref in chips.image_refs(0, 2, epoch)) for epoch in range(12)]
+    assert len(set(windows)) == 12
+
+
+def test_another_seed_gives_other_chips(tmp_path: Path) -> None:
+    source = files(dataset(tmp_path))
+    one, two = (epoch_of(stream(source, seed=seed), 0) for seed in (0, 1))
+    assert len({ref.window for ref in one} & {ref.window for ref in two}) < len(one) / 2
+
+
+# ---- going on
+
+
+def test_a_stream_goes_on_from_every_state(tmp_path: Path, small_scenes: list[int]) -> None:
+    data = dataset(tmp_path)
+    cache = ImageCache(10**6)
+    sources = FileImages(data, cache, chunk=2), SceneImages(3, 0, cache, chunk=2)
+    chips = stream(*sources, shares=(0.7, 0.3), slots=2)
+    walked = list(islice(chips.walk(chips.start()), 90))
+    again = stream(files(data, chunk=2), sources[1], shares=(0.7, 0.3), slots=2)
+    for taken in range(0, 60, 3):
+        state = walked[taken - 1][1] if taken else chips.start()
+        saved = json.loads(json.dumps(state.to_list()))
+        assert StreamState.from_list(saved) == state
+        rest = islice(again.walk(StreamState.from_list(saved)), 30)
+        assert list(rest) == walked[taken : taken + 30]
+
+
+def test_a_chip_is_a_function_of_its_reference(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    one, two = stream(files(data)), stream(files(data, cache=1))
+    refs = epoch_of(one, 0) + epoch_of(one, 1)
+    forward = {ref: one.sample(ref) for ref in refs}
+    for ref in reversed(refs):
+        a, b = forward[ref], two.sample(ref)
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.boxes.boxes, b.boxes.boxes)
+        np.testing.assert_array_equal(a.focus, b.focus)
+        assert image_of(a) == ref.image
+        assert a.window == ref.window
+
+
+def test_a_state_of_an_earlier_version_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"earlier version.*begin under another run\.name"):
+        StreamState.from_list([[40], [1, 0, 3]])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_workers_share_out_the_chips_of_one(tmp_path: Path, world: int) -> None:
+    data, steps, size = dataset(tmp_path), 8, 6  # 48 chips: more than an epoch
+    assert len(epoch_of(stream(files(data, chunk=3)), 0)) < steps * size
+
+    def batches(rank: int, world: int, start: StreamState | None = None) -> list[Any]:
+        chips = stream(files(data, chunk=3), slots=size)
+        made = make_batches(chips, start or chips.start(), rank, world)
+        found = list(islice(made, steps))
+        made.close()
+        return found
+
+    alone, workers = batches(0, 1), [batches(rank, world) for rank in range(world)]
+    for step, whole in enumerate(alone):
+        for rank, worker in enumerate(workers):
+            mine = whole.images[rank::world].numpy()
+            assert worker[step].images.numpy().tobytes() == mine.tobytes()
+            assert worker[step].state == whole.state
+    rest = batches(0, 1, alone[2].state)[: steps - 3]
+    for later, whole in zip(rest, alone[3:], strict=True):
+        assert later.images.numpy().tobytes() == whole.images.numpy().tobytes()
+
+
+# ---- several sources
+
+
+def test_sources_are_mixed_by_their_shares(tmp_path: Path, small_scenes: list[int]) -> None:
+    sources = files(dataset(tmp_path)), SceneImages(4, 2, ImageCache(10**6))
+    chips = stream(*sources, shares=(3, 1))
+    refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 1000)]
+    assert sum(ref.source for ref in refs) == pytest.approx(250, abs=45)
+    longest = max(map(len, "".join(str(ref.source) for ref in refs).split("1")))
+    assert longest < 40  # mixed, not one after the other
+    assert image_of(chips.sample(next(ref for ref in refs if ref.source))) == 25
+    assert sorted(small_scenes) == [200_006 + k for k in range(4)]  # each rendered once
+
+
+def test_scenes_alone(small_scenes: list[int]) -> None:
+    chips = stream(SceneImages(3, 0, ImageCache(10**6)))
+    refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 20)]
+    assert {ref.image for ref in refs} == {0, 1, 2}
+    with pytest.raises(ValueError, match=r"no training images: set data\.train"):
+        stream()
+
+
+# ---- what chips there are
+
+
+def test_a_source_without_any_chip_says_so(tmp_path: Path) -> None:
+    data = dataset(tmp_path, count=3)
+    nowhere = SampleRule((Scale(1.0, valid_low=1000),), FocusRule())
+    for source in (files(data, chunk=2), files(AnnotatedDataset((), ("a",), (1,)))):
+        chips = stream(source, rule=nowhere)
+        with pytest.raises(ValueError, match="no box of the training data fits a chip at any sc"):
+            next(chips.walk(chips.start()))
+
+
+def test_chunks_without_chips_are_passed_over(tmp_path: Path) -> None:
+    only_background = SampleRule((Scale(1.0, valid_low=1000),), FocusRule())
+    chips = stream(files(dataset(tmp_path), chunk=1), rule=only_background)
+    refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 8)]
+    assert [(ref.image, ref.epoch) for ref in refs] == [(3, n // 2) for n in range(8)]
+    assert {ref.window.kind for ref in refs} == {"negative"}
+
+
+def test_proposals_give_mined_chips(tmp_path: Path) -> None:
+    near = np.tile(np.array([[0, 0, 8, 8]], np.float32), (30, 1))
+    source = files(dataset(tmp_path), proposals={"5.png": near})
+    given = [source.boxes(number)[0].proposals for number in range(7)]
+    assert [len(proposals) for proposals in given if proposals is not None] == [0] * 5 + [30, 0]
+    assert files(dataset(tmp_path)).boxes(5)[0].proposals is None
+    found = {ref.image for ref in epoch_of(stream(source), 0) if ref.window.kind == "negative"}
+    assert found == {5}  # not the image without boxes either: nothing was found in it
+
+
+def repeats(*values: float) -> NDArray[np.float64]:
+    return np.array(values)
+
+
+def test_chips_with_rare_classes_come_again(tmp_path: Path) -> None:
+    data = dataset(tmp_path, count=3)  # image k has class k and class 2, number 0 that as a crowd
+    once = stream(files(data))
+    chips = stream(files(data), repeats=repeats(1, 3, 1))
+    for epoch in range(5):
+        first, second = (
+            Counter(ref.window for ref in s.image_refs(0, 1, epoch)) for s in (once, chips)
+        )
+        assert first.keys() == second.keys()
+        assert set(first.values()) == {1}
+        assert 3 in second.values()
+        assert set(second.values()) <= {1, 3}
+        numbers = [ref.number for ref in chips.image_refs(0, 1, epoch)]
+        assert numbers == list(range(len(numbers)))
+        assert chips.image_refs(0, 0, epoch) == once.image_refs(0, 0, epoch)
+    seen = {chips.sample(ref).boxes.boxes.tobytes() for ref in chips.image_refs(0, 1, 0)}
+    assert len(seen) > len(once.image_refs(0, 1, 0))  # turned anew each time
+
+
+def test_fractions_of_a_repeat_come_by_chance(tmp_path: Path) -> None:
+    chips = stream(files(dataset(tmp_path, count=1)), repeats=repeats(1.5, 1, 1))
+    once = stream(files(dataset(tmp_path, count=1)))
+    more, plain = (sum(len(s.image_refs(0, 0, e)) for e in range(200)) for s in (chips, once))
+    assert more / plain == pytest.approx(1.5, abs=0.1)
+
+
+def test_class_repeats(tmp_path: Path) -> None:
+    data = dataset(tmp_path)  # labels 0: 2, 1: 2, 2: 8
+    assert class_repeats(data, 1.0).tolist() == [4, 4, 1]
+    assert class_repeats(data, 0.5).tolist() == [2, 2, 1]
+    assert class_repeats(data, 0.0).tolist() == [1, 1, 1]
+    unseen = AnnotatedDataset(data.images * 3, ("a", "b", "c", "d"), (1, 2, 3, 4))
+    assert class_repeats(unseen, 1.0).tolist() == [4, 4, 1, 8]  # 24, but for the limit
+
+
+# ---- images
+
+
+def test_an_image_of_another_size_than_annotated(tmp_path: Path) -> None:
+    chips = stream(files(dataset(tmp_path, count=1, declared=SIDE + 1)))
+    (ref,), _ = next(chips.walk(chips.start()))
+    with pytest.raises(BrokenImageError, match=r"0\.png is 80x80 px, its annotation says 81x80"):
+        chips.sample(ref)
+
+
+def held(side: int) -> LabelledImage:
+    image = np.zeros((side, side, 3), np.uint8)
+    return LabelledImage(
+        image, np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    )
+
+
+def test_the_cache_drops_the_least_recently_used() -> None:
+    cache = ImageCache(3 * 300)
+    for key in "abc":
+        cache.put(key, held(10))
+    assert cache.get("a") is not None
+    cache.put("d", held(10))
+    assert list(cache.held) == ["c", "a", "d"]
+    assert cache.get("b") is None
+    assert cache.size == 900
+    cache.put("d", held(10))
+    assert cache.size == 900
+    cache.put("huge", held(100))  # larger than all: kept alone rather than decoded each time
+    assert list(cache.held) == ["huge"]
+    cache.put("e", held(10))
+    assert list(cache.held) == ["e"]
+    assert cache.size == 300

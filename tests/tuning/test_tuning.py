@@ -1,0 +1,182 @@
+"""The search: every setting once, the frontier, the choice within the limits."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from af_pipeline.core.focus import ChipRule
+from af_pipeline.core.schema import Detections, ImageRow
+from af_pipeline.tuning.replay import record_image, replay
+from af_pipeline.tuning.search import (
+    Grid,
+    Limits,
+    Reference,
+    Replayer,
+    frontier,
+    key_of,
+    pick,
+    quality,
+    rules_of,
+    safer,
+    step_settings,
+)
+from tests.helpers.fakes import FakePredictor, make_plan, paint, scatter
+
+PLAN = make_plan("autofocus")
+PYRAMID = make_plan("pyramid")
+RULE = ChipRule(0.3, 3, 64, "cost", 4096.0)
+
+
+def trial(pixels: float, recall: float, ap: float | None = None) -> dict:
+    return {"pixels": pixels, "recall": recall, "AP": ap, "key": f"{pixels}"}
+
+
+def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
+    table = np.array(rows, float).reshape(-1, 6)
+    return Detections(
+        table[:, :4].astype(np.float32),
+        table[:, 4].astype(np.float32),
+        table[:, 5].astype(np.int32),
+        np.zeros(len(table), np.int8),
+    )
+
+
+def test_every_combination_is_tried_once_at_its_step() -> None:
+    grid = Grid((0.1, 0.2), (1, 3), (0,), (32, 64))
+    beam = [(None, RULE), (None, replace(RULE, threshold=0.9))]
+    tried = step_settings(0, beam, (RULE, RULE), grid)
+    assert len(tried) == len({key_of(rules) for rules in tried}) == 2 * 8
+    assert {rules[1] for rules in tried} == {rules[1] for rules in beam}
+    assert all(rules[0].chip_cost == RULE.chip_cost for rules in tried)
+    prices = Grid((0.1,), (1,), (0,), (32,), (5.0, 6.0)).rules(RULE)
+    assert [rule.chip_cost for rule in prices] == [5.0, 6.0]
+    assert len({key_of((rule,)) for rule in prices}) == 2
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1))
+def test_the_frontier_beats_everything(values: list[tuple[int, int, int]]) -> None:
+    trials = [trial(pixels, recall / 9, ap / 9) for pixels, recall, ap in values]
+    line = frontier(trials)
+    assert line
+
+    def beats(one: dict, other: dict) -> bool:
+        return (
+            one["pixels"] <= other["pixels"]
+            and quality(one) >= quality(other)
+            and one["recall"] >= other["recall"]
+        )
+
+    for one in trials:
+        assert any(beats(best, one) for best in line)
+    for index, one in enumerate(line):
+        assert not any(beats(other, one) for other in line[:index])
+    assert [one["pixels"] for one in line] == sorted(one["pixels"] for one in line)
+
+
+def test_the_cheapest_within_the_limits_comes_first() -> None:
+    trials = [
+        trial(4, 0.99, 0.40),
+        trial(3, 0.95, 0.41),
+        trial(2, 0.92, 0.395),
+        trial(1, 0.8, 0.39),
+    ]
+    pyramid = trial(9, 1.0, 0.4)
+    chosen = pick(trials, pyramid, Limits(0.001, 0.1), 3)
+    assert [one["pixels"] for one in chosen] == [3, 2, 4]
+    assert pick(trials, pyramid, Limits(0.001, 0.02), 1)[0]["pixels"] == 4
+    least = pick(trials, pyramid, Limits(-1.0, 0.0), 1)[0]  # nothing keeps to that
+    assert least["recall"] == 0.99
+
+
+def test_without_ground_truth_recall_decides() -> None:
+    trials = [trial(4, 0.99), trial(2, 0.92), trial(1, 0.8)]
+    chosen = pick(trials, trial(9, 1.0), Limits(0.001, 0.1), 1)
+    assert chosen[0]["pixels"] == 2
+
+
+def test_what_counts_as_lost() -> None:
+    reference = Reference({"a": found((0, 0, 10, 10, 0.9, 1), (50, 50, 60, 60, 0.6, 0),
+                                      (80, 80, 90, 90, 0.4, 0))}, ("x", "y"), None)  # fmt: skip
+    wanted = reference.confident("a")
+    assert len(wanted) == 2
+    row = ImageRow("a", "", detections=found((0, 0, 10, 9, 0.3, 1), (50, 50, 60, 60, 0.2, 0)))
+    assert reference.lost(row, wanted) == 0.5  # the second's score is below found_score
+    row.detections = found((0, 0, 10, 9, 0.3, 0), (50, 50, 60, 60, 0.9, 0))
+    assert reference.lost(row, wanted) == 0.5  # the first is of another class
+    scores = reference.score([row])
+    assert scores["AP"] is None
+    assert scores["recall"] == 0.5
+
+
+def test_safer_thresholds() -> None:
+    assert safer(RULE, 0.0).threshold == pytest.approx(0.3)
+    below, above = safer(RULE, -1.0), safer(RULE, 1.0)
+    assert 0 < below.threshold < 0.3 < above.threshold < 1
+    assert replace(below, threshold=0.3) == RULE
+    assert safer(RULE, -np.inf).threshold == 0
+
+
+def test_replays_in_processes_are_those_in_this_one() -> None:
+    rng = np.random.default_rng(0)
+    images = [paint(scatter(rng, 6, 300, 400), 300, 400) for _ in range(3)]
+    records = [record_image(str(i), one, PLAN, FakePredictor()) for i, one in enumerate(images)]
+    pyramid = [replay(record, PYRAMID) for record in records]
+    reference = Reference({row.image_id: row.detections for row in pyramid}, ("x",), None)
+    settings = step_settings(1, [(RULE, RULE)], (RULE, RULE), Grid((0.5, 0.9), (1, 3), (0,), (64,)))
+    with Replayer(records, PLAN, reference, 2) as replayer:
+        trials = list(replayer.scores(settings))
+    assert [rules_of(one) for one in trials] == settings
+    for one in trials:
+        rows = [replay(record, replace(PLAN, rules=rules_of(one))) for record in records]
+        assert {name: one[name] for name in ("recall", "pixels")} == {
+            name: value
+            for name, value in reference.score(rows).items()
+            if name in ("recall", "pixels")
+        }
+        assert rules_of(json.loads(json.dumps(one))) == rules_of(one)
+
+
+# ---- workers
+
+PARENT = """
+import multiprocessing, time
+from af_pipeline.tuning.search import Replayer
+if __name__ == "__main__":
+    replayer = Replayer([], None, None, 2)
+    for wait in [replayer.pool.submit(time.sleep, 1) for _ in range(2)]:
+        wait.result()
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(600)
+"""
+
+
+def lives(stat: Path) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc who lives")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        workers = [Path("/proc", pid, "stat") for pid in parent.stdout.readline().decode().split()]
+        assert len(workers) == 2
+        assert all(map(lives, workers))
+        parent.kill()
+    until = time.monotonic() + 60
+    while any(map(lives, workers)):
+        assert time.monotonic() < until, "workers outlive their parent"
+        time.sleep(0.1)
