@@ -9,10 +9,10 @@ from uuid import uuid4
 
 import fsspec
 import pytest
+from af_pipeline.data.json_file import read_json
 
 from af_pipeline.data.access import MissingSourceError, SourceError
 from af_pipeline.data.annotations.dataset import locate_images
-from af_pipeline.data.json_file import read_json
 from af_pipeline.data.listing import IMAGE_SUFFIXES
 from af_pipeline.data.manifest import SourceImage, local_version
 from af_pipeline.data.sources.annotated import list_coco
