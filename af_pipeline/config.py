@@ -25,14 +25,14 @@ class ConfigError(ValueError):
 
 
 # Inputs may hold secrets, and errors are chained.
-_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 RuleT = TypeVar("RuleT")
 
 
 class Section(BaseModel):
     """Base of the sections that only configs are made of: immutable, no unknown keys, no nan."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(**_STRICT, frozen=True)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(Field,))
@@ -242,7 +242,7 @@ def _origin_of(loc: tuple[str, ...], origin: str, overridden: Sequence[tuple[str
 
 def _explain(kind: type[Section], problem: Any) -> str:
     where = _dotted(problem["loc"]) or "config"
-    if problem["type"] != "extra_forbidden":
+    if problem["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
         message = problem["msg"].removeprefix("Value error, ")
         return f"{where}: {message}"
     valid = _valid_keys(kind, problem["loc"][:-1])

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from af_pipeline.data.patterns import expand_braces, parse_pattern
 from hypothesis import given
 from hypothesis import strategies as st
 
 from af_pipeline.data.access import MissingSourceError, SourceError, Storage
+from af_pipeline.data.listing import expand_braces, parse_pattern
 from af_pipeline.data.sources.open import list_images, list_tables
 from af_pipeline.data.storage import filesystem, read_bytes
 from tests.data.test_tar import pack

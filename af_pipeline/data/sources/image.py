@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import re
 
 from af_pipeline.data.listing import IMAGE_SUFFIXES
 from af_pipeline.data.manifest import Listed, SourceImage, local_version
@@ -12,7 +12,9 @@ from af_pipeline.data.storage import filesystem, full_uri, protocol, reading_err
 
 
 def _name(uri: str) -> str:
-    path = urlsplit(uri).path if protocol(uri) in HTTP else uri  # else "?" and "#" are letters
+    path = (
+        re.split(r"[?#]", uri)[0] if protocol(uri) in HTTP else uri
+    )  # else "?" and "#" are letters
     return path.rpartition("/")[2]
 
 
