@@ -13,9 +13,11 @@ from typing import IO, Literal
 from pydantic import Field, field_validator
 
 from af_pipeline.config import rule
-from af_pipeline.data.secrets import holds_secret, redact
+from af_pipeline.data.secrets import holds_secret, redact, redact_text
 
 _CHUNK = 1 << 20
+_LONGEST_SHOWN = 300  # characters of a URI in a message
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
 
 
 class SourceError(ValueError):
@@ -84,6 +86,39 @@ def refuse_secrets(uri: str) -> None:
             "a URI holds a user name or a secret: leave it out and give credentials by the "
             "environment, ~/.aws or an instance role"
         )
+
+
+def reading_error(uri: str, error: Exception) -> SourceError:
+    """What to say when ``uri`` cannot be read; holds no secret of the URI or the error."""
+    place = redact(uri)
+    if len(place) > _LONGEST_SHOWN:  # else the reason behind it would be cut off
+        place = f"{place[:_LONGEST_SHOWN]}... ({len(place)} characters)"
+    status = getattr(error, "status", None)  # aiohttp's
+    if isinstance(error, SourceError):
+        return error
+    if isinstance(error, Refused):
+        return SourceError(f"{place} {error}")
+    if isinstance(error, TimeoutError):
+        return SourceError(f"cannot read {place}: no answer within storage.timeout_s")
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return MissingSourceError(f"there is nothing at {place}: check the path")
+    if isinstance(error, IsADirectoryError):
+        return SourceError(f"{place} is a folder, expected a file")
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return SourceError(f"no permission to read {place}: check its access rights")
+    if type(error).__name__ in _NO_CREDENTIALS:
+        return SourceError(
+            f"no credentials to read {place}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "use an instance role, or ask for anonymous access"
+        )
+    if isinstance(error, ImportError):
+        return SourceError(f"no driver to read {place}: {redact_text(str(error))}")
+    if isinstance(status, int) or type(error).__name__ == "ClientPayloadError":
+        # Their texts quote what came, which may be of any server or file.
+        text = "its answer breaks off" if status is None else f"status {status}"
+        return SourceError(f"cannot read {place}: {type(error).__name__}, {text}")
+    detail = " ".join(redact_text(str(error).replace(uri or " ", place or " ")).split())
+    return SourceError(f"cannot read {place}: {type(error).__name__}: {detail:.{_LONGEST_SHOWN}}")
 
 
 # Reading that ends: of regular files only, up to a size, and no slower than a least rate

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import fsspec
 from fsspec.utils import glob_translate
 
-from af_pipeline.data.access import LOCAL, SourceError, Storage
+from af_pipeline.data.access import LOCAL, SourceError, Storage, reading_error
 from af_pipeline.data.secrets import redact
-from af_pipeline.data.storage import exists, filesystem, full_uri, is_local, reading_error
+from af_pipeline.data.storage import exists, filesystem, full_uri, is_local
 
 IMAGE_SUFFIXES: tuple[str, ...] = (
     ".jpg",

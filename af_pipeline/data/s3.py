@@ -12,9 +12,15 @@ from botocore.session import Session
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
-from af_pipeline.data.access import MissingSourceError, SourceError, Storage, check_size, read_body
+from af_pipeline.data.access import (
+    MissingSourceError,
+    SourceError,
+    Storage,
+    check_size,
+    read_body,
+    reading_error,
+)
 from af_pipeline.data.secrets import redact
-from af_pipeline.data.storage import reading_error
 
 _CONNECTIONS = 64  # of one client: more than threads read at once
 _PAGE = 1000  # S3's own limit

@@ -24,24 +24,21 @@ import fsspec.core
 
 from af_pipeline.data.access import (
     LOCAL,
-    MissingSourceError,
-    Refused,
     SourceError,
     Storage,
     TooSlow,
     check_size,
     open_regular,
     read_regular,
+    reading_error,
     refuse_secrets,
 )
 from af_pipeline.data.names import local_path
-from af_pipeline.data.secrets import HTTP, S3, redact, redact_text
+from af_pipeline.data.secrets import HTTP, S3, redact
 
 _LONGEST_PAUSE_S = 20.0
-_LONGEST_SHOWN = 300  # characters of a URI in a message
 
 _RANGE = re.compile(r"(.+)#offset=(\d{1,18})&size=(\d{1,18})", re.DOTALL)
-_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
 
 
 def filesystem(uri: str, storage: Storage = LOCAL) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -304,39 +301,6 @@ def join(folder: str, name: str) -> str:
 def parent(uri: str) -> str:
     """The folder of a file; absolute if local."""
     return posixpath.dirname(uri if "://" in uri else _absolute(uri))
-
-
-def reading_error(uri: str, error: Exception) -> SourceError:
-    """What to say when ``uri`` cannot be read; holds no secret of the URI or the error."""
-    place = redact(uri)
-    if len(place) > _LONGEST_SHOWN:  # else the reason behind it would be cut off
-        place = f"{place[:_LONGEST_SHOWN]}... ({len(place)} characters)"
-    status = getattr(error, "status", None)  # aiohttp's
-    if isinstance(error, SourceError):
-        return error
-    if isinstance(error, Refused):
-        return SourceError(f"{place} {error}")
-    if isinstance(error, TimeoutError):
-        return SourceError(f"cannot read {place}: no answer within storage.timeout_s")
-    if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return MissingSourceError(f"there is nothing at {place}: check the path")
-    if isinstance(error, IsADirectoryError):
-        return SourceError(f"{place} is a folder, expected a file")
-    if isinstance(error, PermissionError) or status in (401, 403):
-        return SourceError(f"no permission to read {place}: check its access rights")
-    if type(error).__name__ in _NO_CREDENTIALS:
-        return SourceError(
-            f"no credentials to read {place}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "use an instance role, or ask for anonymous access"
-        )
-    if isinstance(error, ImportError):
-        return SourceError(f"no driver to read {place}: {redact_text(str(error))}")
-    if isinstance(status, int) or type(error).__name__ == "ClientPayloadError":
-        # Their texts quote what came, which may be of any server or file.
-        text = "its answer breaks off" if status is None else f"status {status}"
-        return SourceError(f"cannot read {place}: {type(error).__name__}, {text}")
-    detail = " ".join(redact_text(str(error).replace(uri or " ", place or " ")).split())
-    return SourceError(f"cannot read {place}: {type(error).__name__}: {detail:.{_LONGEST_SHOWN}}")
 
 
 def _absolute(name: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from af_pipeline.data.access import MissingSourceError
+from af_pipeline.data.access import MissingSourceError, reading_error
 from af_pipeline.data.annotations.voc import is_image_set
 from af_pipeline.data.secrets import redact
 from af_pipeline.data.sources.open import list_images
-from af_pipeline.data.storage import exists, is_local, reading_error
+from af_pipeline.data.storage import exists, is_local
 from af_pipeline.indexing.pools import routes_of
 from af_pipeline.models.info import checkpoint_hash, load_info
 from af_pipeline.output.folder import OutputError, RunFolder, reaching

@@ -160,6 +160,11 @@ def test_hostile_answers_are_one_line(url: str, name: str, message: str) -> None
 def test_good_answers(url: str) -> None:
     for name in ("fine", "here", "zipped"):
         assert read_bytes(f"{url}/{name}.jpg", LIMITS) == b"hello"
+    signed = f"{url}/fine.jpg?sig=geheim"
+    (image,) = list_images(signed, storage=LIMITS)  # a single image
+    assert (image.image_id, image.uri) == ("fine.jpg", signed)
+    with pytest.raises(MissingSourceError, match="nothing at"):
+        list_images(f"{url}/gone.jpg", storage=LIMITS)
     assert exists(f"{url}/here.jpg", LIMITS)
     assert not exists(f"{url}/gone.jpg", LIMITS)
     assert read_bytes(f"{url}/there.jpg", Storage(reach="any")) == b"hello"

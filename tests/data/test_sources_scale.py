@@ -44,7 +44,7 @@ class Pages:
 
 def test_s3_holds_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = []
-    for count in (50_000, 200_000):
+    for count in (20_000, 60_000):
         monkeypatch.setattr("af_pipeline.data.s3.s3_client", lambda *a, c=count: Pages(c))
         peaks.append(peak(lambda: list_images("s3://b/photos"), count))
     assert peaks[1] < peaks[0] + 0.1 * MB

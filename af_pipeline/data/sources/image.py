@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
+from af_pipeline.data.access import reading_error
 from af_pipeline.data.listing import IMAGE_SUFFIXES
 from af_pipeline.data.manifest import Listed, SourceImage, local_version
 from af_pipeline.data.secrets import HTTP
 from af_pipeline.data.sources.source import Source
-from af_pipeline.data.storage import filesystem, full_uri, protocol, reading_error
+from af_pipeline.data.storage import filesystem, full_uri, protocol
 
 
 def _name(uri: str) -> str:
