@@ -24,7 +24,8 @@ class ConfigError(ValueError):
     """The configuration cannot be used; the message names the key and what to write."""
 
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+# Inputs may hold secrets, and errors are chained.
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 RuleT = TypeVar("RuleT")
 
 

@@ -11,20 +11,20 @@ import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
 
-from af_pipeline.data.bounded import Limits, Refused, check_size, read_body
+from af_pipeline.data.access import Refused, Storage, check_size, read_body
 
 
 class BoundedHTTP(HTTPFileSystem):
     """fsspec's HTTP with bounds on what a server may do to its reader.
 
     What is read has a size, a least rate and a limit on the wait for its headers; redirects lead
-    to the same host unless ``anywhere``.
+    to the same host unless ``storage.reach`` is any.
     """
 
-    def __init__(self, limits: Limits, anywhere: bool = False, **options: Any) -> None:
-        wait = limits.timeout_s
+    def __init__(self, storage: Storage, **options: Any) -> None:
+        wait = storage.timeout_s
         trace = aiohttp.TraceConfig()
-        if not anywhere:
+        if storage.reach == "own":
             trace.on_request_redirect.append(_stay)
         client = {
             "timeout": aiohttp.ClientTimeout(total=None, sock_connect=wait, sock_read=wait),
@@ -33,14 +33,14 @@ class BoundedHTTP(HTTPFileSystem):
             "trace_configs": [trace],
         }
         super().__init__(client_kwargs=client, **options)
-        self.limits = limits
+        self.storage = storage
 
     @asynccontextmanager
     async def _answer(
         self, method: str, url: str, **headers: str
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         session = await self.set_session()
-        async with asyncio.timeout(2 * self.limits.timeout_s):  # to connect, and for the headers
+        async with asyncio.timeout(2 * self.storage.timeout_s):  # to connect, and for the headers
             response = await session.request(method, self.encode_url(url), headers=headers)
         async with response:
             yield response
@@ -58,9 +58,9 @@ class BoundedHTTP(HTTPFileSystem):
         async with self._answer("GET", url, **headers) as response:
             self._check(response, url)
             if part:
-                return await read_body(response.content.read, self.limits, end - start)  # type: ignore[operator]
-            check_size(response.content_length, self.limits.max_bytes)
-            return await read_body(response.content.read, self.limits)
+                return await read_body(response.content.read, self.storage, end - start)  # type: ignore[operator]
+            check_size(response.content_length, self.storage.max_bytes)
+            return await read_body(response.content.read, self.storage)
 
     async def _info(self, url: str, **_: Any) -> dict[str, Any]:
         size = None
@@ -103,5 +103,5 @@ async def _stay(_: Any, __: Any, event: aiohttp.TraceRequestRedirectParams) -> N
         answer.close()
         raise Refused(
             f"is redirected to another host, {after.host}:{after.port}: give its address there, "
-            "or set source.reach=any"
+            "or set source.storage.reach=any"
         )

@@ -1,23 +1,28 @@
-"""Names of the files below a folder, in order, in memory bounded by the largest folder.
+"""Names of the files below a folder or of a pattern, in order.
 
-On S3 by pages of one flat listing, so bounded by a page.
+In memory bounded by the largest folder, on S3 by a page of one flat listing. A pattern has
+wildcards, and brace ranges as WebDataset users write them.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, NamedTuple
+from functools import cached_property
+from itertools import islice, product
+from typing import NamedTuple
 
 import fsspec
+from fsspec.utils import glob_translate
 
-from af_pipeline.data.access import LOCAL, MissingSourceError, SourceError, Storage
+from af_pipeline.data.access import LOCAL, SourceError, Storage, reading_error
 from af_pipeline.data.secrets import redact
-from af_pipeline.data.storage import filesystem, full_uri, is_local, reading_error, s3_config
+from af_pipeline.data.storage import exists, filesystem, full_uri, is_local
 
 IMAGE_SUFFIXES: tuple[str, ...] = (
     ".jpg",
@@ -30,7 +35,10 @@ IMAGE_SUFFIXES: tuple[str, ...] = (
     ".gif",
 )
 
-_PAGE = 1000  # S3's own limit
+_WILD = re.compile(r"[*?[]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST_NAMES = 100_000  # that braces may stand for
 _DEEPEST = 200  # folders within each other; pages of a web server can go on for ever
 
 
@@ -76,8 +84,10 @@ def list_files(
     """
     system, path = filesystem(root, storage)
     if "s3" in system.protocol:
+        from af_pipeline.data.s3 import list_keys
+
         base = path.strip("/")
-        return Listing(f"s3://{base}", _s3_files(base, stem, root, storage))
+        return Listing(f"s3://{base}", (File(*f) for f in list_keys(base, stem, root, storage)))
     try:
         info = system.info(path)
     except Exception as error:
@@ -156,69 +166,109 @@ def _entries_of(system: fsspec.AbstractFileSystem) -> Callable[[str], list[str]]
     return entries
 
 
-# S3
+# Patterns
 
 
-def _s3_files(base: str, stem: str, root: str, storage: Storage) -> Iterator[File]:
-    """Files below bucket/folder; the first page is asked for at once."""
-    bucket, _, folder = base.partition("/")
-    above = f"{folder}/" if folder else ""
-    client = _s3_client(storage, root)
-    pages = _s3_pages(client, bucket, above + stem, root)
-    first = next(pages)
-    if not first and above and not stem:
-        raise _nothing_below(client, bucket, folder, root)
-    files = (
-        File(key[len(above) :], version) for page in chain([first], pages) for key, version in page
-    )
-    return (file for file in files if _is_visible(file.name))
+@dataclass(frozen=True)
+class Pattern:
+    """Which names below a folder are meant.
+
+    Attributes:
+        root: the longest folder without wildcards; names and ids are relative to it.
+        stem: what all names begin with.
+        names: relative patterns, one per alternative of the braces; plain names if not ``wild``.
+        wild: whether there are wildcards: ``*``, ``?``, ``[ab]`` within a folder's or file's
+            name, ``**`` for any number of folders.
+    """
+
+    root: str
+    stem: str
+    names: tuple[str, ...]
+    wild: bool
+
+    def matches(self, name: str) -> bool:
+        """Whether a name relative to root is meant."""
+        return self._regex.match(name) is not None
+
+    def leads(self, folder: str) -> bool:
+        """Whether names below a folder, relative to root, may be meant."""
+        parts = folder.split("/")
+        return any(_leads(parts, pattern) for pattern in self._folders)
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        return re.compile("|".join(glob_translate(name) for name in self.names))
+
+    @cached_property
+    def _folders(self) -> list[tuple[re.Pattern[str] | None, ...]]:
+        folders = {n if n.endswith("**") else n.rpartition("/")[0] for n in self.names}
+        return [
+            tuple(None if p == "**" else re.compile(glob_translate(p)) for p in f.split("/") if p)
+            for f in sorted(folders)
+        ]
 
 
-def _is_visible(name: str) -> bool:
-    # A key that ends in "/" is a folder's placeholder.
-    return not name.endswith("/") and not name.startswith(".") and "/." not in name and bool(name)
+def parse_pattern(uri: str) -> Pattern | None:
+    """The pattern that ``uri`` is, or None for a plain path, also one of an existing file.
 
+    In an http URL only braces count, ``?`` begins its query.
 
-def _s3_pages(client: Any, bucket: str, prefix: str, root: str) -> Iterator[list[File]]:
-    pages = client.get_paginator("list_objects_v2").paginate(
-        Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": _PAGE}
-    )
+    Raises:
+        SourceError: wildcards in a bucket's name, ``**`` as part of a name, too many names.
+    """
+    if "://" not in uri and exists(uri):
+        return None
+    http = uri.lower().startswith(("http://", "https://"))
+    expanded = list(expand_braces(uri))
+    wild = not http and any(_WILD.search(name) for name in expanded)
+    if len(expanded) == 1 and not wild:
+        return None
+    literal = os.path.commonprefix(expanded)  # noqa: RUF071 (letters are meant)
+    if wild and (found := _WILD.search(literal)):
+        literal = literal[: found.start()]
+    root, slash, stem = literal.rpartition("/")
+    if "://" in uri and len(root) < uri.index("://") + 3:
+        raise SourceError(f"{redact(uri)}: the bucket must be named in full, without a pattern")
+    start = len(root) + len(slash)
+    pattern = Pattern(root or slash or ".", stem, tuple(n[start:] for n in expanded), wild)
     try:
-        for page in pages:
-            yield [File(item["Key"], _s3_version(item)) for item in page.get("Contents", ())]
-    except Exception as error:
-        raise _s3_error(root, error) from None
+        pattern.matches("")
+    except (ValueError, re.error) as error:
+        raise SourceError(f"{redact(uri)} is no valid pattern: {error}") from error
+    return pattern
 
 
-def _s3_version(item: dict[str, Any]) -> str:
-    tag = item.get("ETag", "").strip('"')
-    return f"{item.get('Size')}-{tag}" if tag else ""
+def expand_braces(text: str) -> Iterator[str]:
+    """``a{0..2}`` and ``a{x,y}`` written out, in order; other braces stay as they are.
+
+    Raises:
+        SourceError: more than 100,000 names.
+    """
+    parts = _BRACES.split(text)  # text and content of braces in turn
+    choices = [_choices(part) if index % 2 else [part] for index, part in enumerate(parts)]
+    count = math.prod(len(choice) for choice in choices)
+    if count > _MOST_NAMES:
+        raise SourceError(f"{redact(text)} stands for {count} names: {_MOST_NAMES} are the most")
+    return map("".join, product(*choices))
 
 
-def _nothing_below(client: Any, bucket: str, key: str, root: str) -> SourceError:
-    try:
-        client.head_object(Bucket=bucket, Key=key)
-    except Exception:
-        return MissingSourceError(f"there is nothing at {redact(root)}: check the path")
-    return SourceError(f"{redact(root)} is a file, expected a folder")
+def _choices(content: str) -> list[str]:
+    found = _RANGE.fullmatch(content)
+    if found is None:
+        return content.split(",") if "," in content else ["{" + content + "}"]
+    first, last = found.groups()
+    padded = any(len(n) > 1 and n.startswith("0") for n in (first, last))
+    width = max(len(first), len(last)) if padded else 0
+    step = 1 if int(first) <= int(last) else -1
+    # One more than may be is enough to be refused.
+    numbers = islice(range(int(first), int(last) + step, step), _MOST_NAMES + 1)
+    return [f"{number:0{width}d}" for number in numbers]
 
 
-def _s3_client(storage: Storage, root: str) -> Any:
-    """A client of its own: s3fs lists folder by folder, or everything into memory."""
-    from botocore import UNSIGNED
-    from botocore.config import Config
-    from botocore.session import Session
-
-    config = s3_config(storage)
-    if storage.anonymous:
-        config["signature_version"] = UNSIGNED
-    try:
-        return Session().create_client("s3", endpoint_url=storage.endpoint, config=Config(**config))
-    except Exception as error:
-        raise reading_error(root, error) from None
-
-
-def _s3_error(root: str, error: Exception) -> SourceError:
-    from s3fs.errors import translate_boto_error
-
-    return reading_error(root, translate_boto_error(error))
+def _leads(parts: list[str], pattern: tuple[re.Pattern[str] | None, ...]) -> bool:
+    for part, wanted in zip(parts, pattern, strict=False):
+        if wanted is None:
+            return True
+        if not wanted.match(part):
+            return False
+    return len(parts) <= len(pattern)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -47,16 +48,35 @@ def local_version(uri: str) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}" if stat else ""
 
 
-def image_tables(images: Iterable[SourceImage], rows: int = GROUP_ROWS) -> Iterator[pa.Table]:
-    """A listing as tables of ``MANIFEST`` with ``rows`` rows.
+Listed = Iterator[SourceImage] | Iterator[pa.Table]
+"""What a source gives: its images, or tables of them with the columns of `MANIFEST` and others."""
 
-    Names that are not valid UTF-8 are written as `text_id` and `text_uri` do. Raises ValueError for
-    rows below 1.
+
+def image_tables(found: Iterable[Any], rows: int = GROUP_ROWS) -> Iterator[pa.Table]:
+    """What is listed as tables; images as those of ``MANIFEST`` with ``rows`` rows, 1 at least.
+
+    Names that are not valid UTF-8 are written as `text_id` and `text_uri` do.
     """
-    if rows < 1:
-        raise ValueError(f"rows must be at least 1, not {rows}")
-    source = iter(images)
-    return (_table(group) for group in iter(lambda: list(islice(source, rows)), []))
+    group: list[SourceImage] = []
+    for one in found:
+        if isinstance(one, pa.Table):
+            yield one
+            continue
+        group.append(one)
+        if len(group) >= rows:
+            yield _table(group)
+            group = []
+    if group:
+        yield _table(group)
+
+
+def images_of(found: Iterable[Any]) -> Iterator[SourceImage]:
+    """What is listed image by image."""
+    for one in found:
+        if isinstance(one, pa.Table):
+            yield from (SourceImage(**row) for row in one.select(MANIFEST.names).to_pylist())
+        else:
+            yield one
 
 
 def write_manifest(images: Iterable[SourceImage], path: Path, rows: int = GROUP_ROWS) -> int:

@@ -1,4 +1,4 @@
-"""What the entries of a list may reach: the rule of ``source.reach=own``.
+"""What the entries of a list may reach: the rule of ``storage.reach=own``.
 
 Whoever writes a list on this machine may read its files anyway, so a local list may name any file
 and any remote place. A list from elsewhere may name remote places only. No list may name a chain
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
+from af_pipeline.data.access import SourceError
 from af_pipeline.data.secrets import HTTP, S3
 
 _LOCAL = ("file", "local")
@@ -42,6 +43,11 @@ def refusal(entry: str, file: str, folder: str) -> str | None:
     if entry.startswith("/"):
         return "is a local file, and the list is remote" if is_remote(file) else None
     return "climbs out of its folder" if _climbs(entry, folder) else None
+
+
+def refused_entry(entry: str, reason: str) -> SourceError:
+    """What to say of an entry that may not be read."""
+    return SourceError(f"{entry} {reason}: leave it out, or set source.storage.reach=any")
 
 
 def _climbs(name: str, folder: str) -> bool:

@@ -96,7 +96,10 @@ def _user_ends(text: str, scheme: str, authority: str) -> int | None:
     usual = ":" not in host or (port.isdigit() and scheme not in S3)
     if usual or host.startswith(("arn:", "[")):
         return None
-    return at if (at := text.find("@")) >= 0 else len(host)
+    at = text.find("@")
+    if at < 0:
+        return len(host)
+    return at + re.match(authority, text[at:])[0].rindex("@")  # type: ignore[index]
 
 
 def _without_user(text: str, scheme: str, authority: str) -> str:

@@ -8,6 +8,7 @@ where botocore looks for them (environment, ``~/.aws``, instance role), never fr
 from __future__ import annotations
 
 import io
+import json
 import os
 import posixpath
 import random
@@ -23,27 +24,21 @@ import fsspec.core
 
 from af_pipeline.data.access import (
     LOCAL,
-    MissingSourceError,
     SourceError,
     Storage,
-    refuse_secrets,
-)
-from af_pipeline.data.bounded import (
-    Refused,
     TooSlow,
     check_size,
     open_regular,
     read_regular,
+    reading_error,
+    refuse_secrets,
 )
 from af_pipeline.data.names import local_path
-from af_pipeline.data.secrets import HTTP, S3, redact, redact_text
+from af_pipeline.data.secrets import HTTP, S3, redact
 
-_CONNECTIONS = 64  # of one client: more than threads read at once
 _LONGEST_PAUSE_S = 20.0
-_LONGEST_SHOWN = 300  # characters of a URI in a message
 
 _RANGE = re.compile(r"(.+)#offset=(\d{1,18})&size=(\d{1,18})", re.DOTALL)
-_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
 
 
 def filesystem(uri: str, storage: Storage = LOCAL) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -55,36 +50,22 @@ def filesystem(uri: str, storage: Storage = LOCAL) -> tuple[fsspec.AbstractFileS
         SourceError: credentials in the URI, or no driver for its protocol.
     """
     if "://" not in uri:  # a name may hold what fsspec would take for a chain ("a::b.jpg")
-        return fsspec.filesystem("file"), _local_path(uri)
+        return fsspec.filesystem("file"), _absolute(uri)
     refuse_secrets(uri)
-    # Without this a listing of millions of objects would stay in memory to the end.
-    options = {"use_listings_cache": False, **_options(uri, storage)}
     try:
         if protocol(uri) in S3:
             from af_pipeline.data.s3 import OneTryS3
 
-            return OneTryS3.of(uri.partition("://")[2], options)
+            return OneTryS3.of(uri, storage)
         if protocol(uri) in HTTP:
             from af_pipeline.data.http import BoundedHTTP
 
-            return BoundedHTTP(storage.limits, storage.reach == "any", **options), uri
-        system, path = fsspec.core.url_to_fs(uri, **options)
+            return BoundedHTTP(storage, use_listings_cache=False), uri
+        # Without this a listing of millions of objects would stay in memory to the end.
+        system, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except Exception as error:
         raise reading_error(uri, error) from None
     return system, local_path(str(path)) if is_local(system) else str(path)
-
-
-def s3_config(storage: Storage) -> dict[str, Any]:
-    """Options of botocore's ``Config`` for these settings."""
-    return {
-        # Not "standard": its quota, shared by all requests of a client, is used up by the first
-        # images of an outage, and then all others fail without a second try. It also leaves out
-        # the status 429 of other servers than AWS.
-        "retries": {"mode": "legacy", "total_max_attempts": storage.attempts},
-        "connect_timeout": storage.timeout_s,
-        "read_timeout": storage.timeout_s,
-        "max_pool_connections": _CONNECTIONS,
-    }
 
 
 # Reading
@@ -187,7 +168,7 @@ def _read(uri: str, start: int | None, end: int | None, storage: Storage) -> byt
             check_size(end - start, storage.max_bytes)
         if is_local(system):
             return read_regular(path, start, end, storage.max_bytes)
-        options = {"limits": storage.limits} if protocol(uri) in S3 else {}
+        options = {"limits": storage} if protocol(uri) in S3 else {}
         if start is None and protocol(uri) not in (*S3, *HTTP):  # these look while they read
             check_size(system.info(path).get("size"), storage.max_bytes)
         return _retried(
@@ -224,6 +205,53 @@ def _passes(error: Exception) -> bool:
         return error.status >= 500 or error.status in (408, 429)
     cut = (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, TimeoutError, TooSlow)
     return isinstance(error, (*cut, IncompleteReadError, ResponseStreamingError))
+
+
+# Writing and JSON
+
+
+def put(uri: str, data: bytes, storage: Storage = LOCAL) -> None:
+    """Write a file that is whole whenever it is seen; a local one aside, and renamed then.
+
+    Folders above it are made.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    system, path = filesystem(uri, storage)
+    if not is_local(system):
+        system.pipe_file(path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: str, storage: Storage = LOCAL) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        SourceError: it cannot be read, is not JSON, or holds something else.
+    """
+    return json_object(read_bytes(path, listing(storage)), path)
+
+
+def json_object(data: bytes, path: str) -> dict[str, Any]:
+    """The object that the JSON ``data`` of the file at ``path`` holds; errors as `read_json`."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{redact(path)} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise SourceError(
+            f"{redact(path)} holds a JSON {type(document).__name__}, expected an object"
+        )
+    return document
 
 
 # Places
@@ -272,53 +300,10 @@ def join(folder: str, name: str) -> str:
 
 def parent(uri: str) -> str:
     """The folder of a file; absolute if local."""
-    return posixpath.dirname(uri if "://" in uri else _local_path(uri))
+    return posixpath.dirname(uri if "://" in uri else _absolute(uri))
 
 
-def reading_error(uri: str, error: Exception) -> SourceError:
-    """What to say when ``uri`` cannot be read; holds no secret of the URI or the error."""
-    place = redact(uri)
-    if len(place) > _LONGEST_SHOWN:  # else the reason behind it would be cut off
-        place = f"{place[:_LONGEST_SHOWN]}... ({len(place)} characters)"
-    status = getattr(error, "status", None)  # aiohttp's
-    if isinstance(error, SourceError):
-        return error
-    if isinstance(error, Refused):
-        return SourceError(f"{place} {error}")
-    if isinstance(error, TimeoutError):
-        return SourceError(f"cannot read {place}: no answer within storage.timeout_s")
-    if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return MissingSourceError(f"there is nothing at {place}: check the path")
-    if isinstance(error, IsADirectoryError):
-        return SourceError(f"{place} is a folder, expected a file")
-    if isinstance(error, PermissionError) or status in (401, 403):
-        return SourceError(f"no permission to read {place}: check its access rights")
-    if type(error).__name__ in _NO_CREDENTIALS:
-        return SourceError(
-            f"no credentials to read {place}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "use an instance role, or ask for anonymous access"
-        )
-    if isinstance(error, ImportError):
-        return SourceError(f"no driver to read {place}: {redact_text(str(error))}")
-    if isinstance(status, int) or type(error).__name__ == "ClientPayloadError":
-        # Their texts quote what came, which may be of any server or file.
-        text = "its answer breaks off" if status is None else f"status {status}"
-        return SourceError(f"cannot read {place}: {type(error).__name__}, {text}")
-    detail = " ".join(redact_text(str(error).replace(uri or " ", place or " ")).split())
-    return SourceError(f"cannot read {place}: {type(error).__name__}: {detail:.{_LONGEST_SHOWN}}")
-
-
-def _options(uri: str, storage: Storage) -> dict[str, Any]:
-    if protocol(uri) in S3:
-        return {
-            "anon": storage.anonymous,
-            "endpoint_url": storage.endpoint,
-            "config_kwargs": s3_config(storage),
-        }
-    return {}
-
-
-def _local_path(name: str) -> str:
+def _absolute(name: str) -> str:
     # Links are kept: an image beside a linked COCO file is looked for beside the link.
     full = os.path.expanduser(name)  # noqa: PTH111 (Path raises for a user that is none)
     return os.path.normpath(Path(full).absolute())

@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError
 from af_pipeline.config import ConfigError, config_from
 from af_pipeline.core.plan import Plan
 from af_pipeline.data.annotations.load import load_annotations, to_coco
-from af_pipeline.data.json_file import read_json
+from af_pipeline.data.storage import read_json
 from af_pipeline.evaluation.coco import DETECTION_COLUMNS, Inputs, check_inputs
 from af_pipeline.evaluation.coverage import Looked
 from af_pipeline.output.read import RunDir

@@ -6,28 +6,22 @@ they hold, the only exception that leaves it is :class:`DecodeError`.
 """
 
 import io
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from af_pipeline.core.resize import RGB, check_rgb
 from af_pipeline.images.depth import BY_TYPE, DepthConfig, to_8_bit
-from af_pipeline.images.guards import SIDEWAYS, orientation
+from af_pipeline.images.guards import SIDEWAYS, orientation, quiet
 from af_pipeline.images.jpeg import UnknownJpeg, check_scans, jpeg_header, read_jpeg
 from af_pipeline.images.png import png_header, read_png
 from af_pipeline.images.tiff import Page, first_page
@@ -36,7 +30,7 @@ from af_pipeline.images.tiff_values import WHITE_IS_ZERO, page_alone, read_value
 MAX_PIXELS = 200_000_000
 
 
-class _GifReader(GifImagePlugin.GifImageFile):
+class _GifReader(GifImageFile):
     """Pillow's, but for the first picture only: no memory for what is left behind it.
 
     Pillow takes that on opening, up to 178 MB, before its size could be looked at.
@@ -51,32 +45,24 @@ Image.MAX_IMAGE_PIXELS = None
 
 # Pillow's reader classes are called directly, not through Image.open: only formats meant to be
 # read are tried.
-_READERS: dict[str, type[ImageFile.ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-    "WebP": WebPImagePlugin.WebPImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
+_READERS: dict[str, type[ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "TIFF": TiffImageFile,
+    "WebP": WebPImageFile,
+    "BMP": BmpImageFile,
     "GIF": _GifReader,
 }
-_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"II+\x00", "TIFF"),
-    (b"MM\x00+", "TIFF"),
-    (b"BM", "BMP"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-)
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    **dict.fromkeys((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"), "TIFF"),
+    b"BM": "BMP",
+    **dict.fromkeys((b"GIF87a", b"GIF89a"), "GIF"),
+}
 # Bytes of deep values that a file may unpack to, for each pixel of max_pixels: four of 16 bits.
 _VALUE_BYTES = 8
 # cv2.flip's axis by orientation, behind the transposition of those that lie sideways.
 _FLIP = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
-
-# warnings.catch_warnings swaps a process-wide list; without the lock two threads decoding at once
-# could restore it in the wrong order and leave all warnings off.
-_WARNINGS_LOCK = threading.Lock()
 
 
 class DecodeError(ValueError):
@@ -168,8 +154,8 @@ def _sniff(data: bytes) -> str:
     """The format's name by the first bytes; file names are not trusted."""
     if len(data) == 0:
         raise DecodeError("empty file")
-    for magic, kind in _MAGIC:
-        if data[: len(magic)] == magic:
+    for magic, kind in _MAGIC.items():
+        if data.startswith(magic):
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
@@ -234,16 +220,9 @@ def _upright(image: RGB, turn: int) -> RGB:
 # Pillow
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _open_pillow(data: bytes, kind: str) -> ImageFile.ImageFile:
+def _open_pillow(data: bytes, kind: str) -> ImageFile:
     """Read the header with Pillow. Held under the lock: it is short, and where it warns."""
-    with _quiet():
+    with quiet():
         return _READERS[kind](io.BytesIO(data))
 
 
@@ -290,7 +269,7 @@ def _decode_pillow(data: bytes, kind: str, max_pixels: int) -> RGB:
     return _upright(_to_rgb(image), orientation(data, kind))
 
 
-def _to_rgb(image: ImageFile.ImageFile) -> RGB:
+def _to_rgb(image: ImageFile) -> RGB:
     # Otherwise convert() would warn, and look for a colour to keep apart.
     image.info.pop("transparency", None)
     plain = image.convert("L") if image.mode in ("1", "LA", "La") else image
@@ -319,9 +298,9 @@ def _decode_tiff(data: bytes, max_pixels: int, depth: DepthConfig) -> RGB:
     return _upright(image, page.orientation)
 
 
-def _load_tiff(data: bytes) -> ImageFile.ImageFile:
+def _load_tiff(data: bytes) -> ImageFile:
     image = _open_pillow(data, "TIFF")
-    with _quiet():  # of all readers only TIFF's warns while loading
+    with quiet():  # of all readers only TIFF's warns while loading
         image.load()
     return image
 

@@ -9,23 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from af_pipeline.config import Section
+from af_pipeline.config import rule
 
 _SAMPLE = 1 << 20  # pixels from which percentiles are taken
 _BLOCK = 1 << 16  # values converted at a time
 
 
-class DepthConfig(Section):
+@rule
+class DepthConfig:
     """How values of more than 8 bits (PNG and TIFF, gray or colour) become 8 bits."""
 
     stretch: Literal["type", "window", "percentiles"] = Field(
-        "type",
+        default="type",
         description="what becomes 0 and 255, because values of 11 or 12 bits in 16 are else black. "
         "type: the bounds of the data type; window: the values low and high; percentiles: those "
         "of each image, over all channels",
     )
-    low: float | None = Field(None, description="for 0: a value, or a percentile (0 to 100)")
-    high: float | None = Field(None, description="for 255: a value, or a percentile (0 to 100)")
+    low: float | None = Field(
+        default=None, description="for 0: a value, or a percentile (0 to 100)"
+    )
+    high: float | None = Field(
+        default=None, description="for 255: a value, or a percentile (0 to 100)"
+    )
 
     @model_validator(mode="after")
     def _bounds(self) -> DepthConfig:

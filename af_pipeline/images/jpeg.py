@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -24,6 +25,7 @@ _MAX_SCANS = 100
 # All but stuffed and fill bytes, restart markers and the others without a length.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _PROGRESSIVE = (0xC2, 0xCA)
+_SCAN, _END = 0xDA, 0xD9
 _FRAMES = (0xC0, 0xC1, *_PROGRESSIVE, 0xC9)
 
 
@@ -73,7 +75,7 @@ def without_blemishes(data: bytes) -> bytes:
     kept, position, sequential, colours = [data[:2]], 2, True, 3
     while match := _MARKER.search(data, position):
         marker, end = match[0][1], match.end()
-        end += int.from_bytes(data[end : end + 2], "big") if marker != 0xD9 else 0
+        end += int.from_bytes(data[end : end + 2], "big") if marker != _END else 0
         segment = bytearray(data[match.start() : end])
         if marker in _FRAMES and len(segment) > 9:
             sequential, colours = marker not in _PROGRESSIVE, segment[9]
@@ -81,7 +83,7 @@ def without_blemishes(data: bytes) -> bytes:
             segment[9] = 1
         if marker == 0xEE and segment[4:9] == b"Adobe" and len(segment) > 15:
             segment[15] = segment[15] if segment[15] < 3 else (2 if colours == 4 else 1)
-        if marker == 0xDA:
+        if marker == _SCAN:
             if sequential:
                 segment[-3:] = b"\x00\x3f\x00"
             after = _MARKER.search(data, end)
@@ -90,10 +92,21 @@ def without_blemishes(data: bytes) -> bytes:
             end = end_of_scan
         if marker != 0xE2:
             kept.append(bytes(segment))
-        if marker == 0xD9:
+        if marker == _END:
             break
         position = end
     return b"".join(kept)
+
+
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, first byte and end of the segments up to the data of the first scan."""
+    position = 2
+    while match := _MARKER.search(data, position):
+        marker, start = match[0][1], match.end()
+        position = start + int.from_bytes(data[start : start + 2], "big")
+        if marker in (_SCAN, _END):
+            return
+        yield marker, start + 2, position
 
 
 def _says(error: ValueError, texts: tuple[str, ...]) -> bool:
@@ -117,7 +130,7 @@ def check_scans(data: bytes) -> None:
                 marker,
                 data[position + 8 : position + 8 + 3 * _byte(data, position + 7) : 3],
             )
-        if marker == 0xDA:
+        if marker == _SCAN:
             scans += 1
             if scans > _MAX_SCANS:
                 raise ValueError(f"more than {_MAX_SCANS} scans")
@@ -125,7 +138,7 @@ def check_scans(data: bytes) -> None:
                 return
             missing = missing or {(part, place): 14 for part in parts for place in range(64)}
             _enter(missing, data, position, frame in _PROGRESSIVE)
-        if marker == 0xD9:  # end of image
+        if marker == _END:  # end of image
             break
         position += int.from_bytes(data[position : position + 2], "big")
     if any(missing.values()):

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from af_pipeline.config import config_hash, dump_without
 from af_pipeline.core.schema import SCHEMA_VERSION
-from af_pipeline.data.access import storage_of
 from af_pipeline.data.manifest import SourceImage, write_manifest, write_tables
 from af_pipeline.data.secrets import redact_tree
 from af_pipeline.data.sources.open import list_tables
@@ -41,7 +40,7 @@ from af_pipeline.output.account import NOT_IDENTITY, Outcome, budget_record, wri
 from af_pipeline.output.folder import OutputError, RunFolder, reaching
 from af_pipeline.output.publish import publish
 from af_pipeline.settings.guarantee import check_guarantee
-from af_pipeline.settings.index import IndexConfig, source_storage
+from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 
 
@@ -65,7 +64,7 @@ def index(
     detector = detector or detector_from_config(config)
     check_guarantee(config, detector.identity)
     run_id = f"{config_hash(config, NOT_IDENTITY)}-{detector.identity[:8]}"
-    folder = RunFolder.at(config.output.uri, storage_of(config.output.storage), run_id)
+    folder = RunFolder.at(config.output.uri, config.output.storage, run_id)
     identity = {
         "job": "index",
         "schema": SCHEMA_VERSION,
@@ -76,7 +75,7 @@ def index(
     plan = build_plan(config)
     pools = plan_pools(config, plan, ray.cluster_resources())
     source = config.source
-    storage = source_storage(source)
+    storage = source.storage
     settings = StageSettings(plan, detector, source.max_pixels, storage, source.depth)
     with reaching(folder.uri):
         floor = stored_floor(folder, identity)
@@ -114,7 +113,7 @@ def dry_run(config: IndexConfig, detector: DetectorSource | None = None) -> list
     plan = build_plan(config)
     pools = plan_pools(config, plan, cluster)
     source = config.source
-    storage = source_storage(source)
+    storage = source.storage
     settings = StageSettings(plan, detector, source.max_pixels, storage, source.depth)
     with tempfile.TemporaryDirectory(prefix="af_pipeline-") as scratch:
         manifest = Path(scratch) / "manifest.parquet"
@@ -136,6 +135,6 @@ def list_source(config: IndexConfig, images: Iterable[SourceImage] | None, manif
     if images is not None:
         return write_manifest(images, manifest)
     source = config.source
-    storage = source_storage(source)
+    storage = source.storage
     tables = list_tables(source.uri, source.images, storage, source.id_column, source.uri_column)
     return write_tables(tables, manifest)

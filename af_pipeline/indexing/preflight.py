@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from af_pipeline.data.access import MissingSourceError, storage_of
+from af_pipeline.data.access import MissingSourceError, reading_error
 from af_pipeline.data.annotations.voc import is_image_set
 from af_pipeline.data.secrets import redact
 from af_pipeline.data.sources.open import list_images
-from af_pipeline.data.storage import exists, is_local, reading_error
+from af_pipeline.data.storage import exists, is_local
 from af_pipeline.indexing.pools import routes_of
 from af_pipeline.models.info import checkpoint_hash, load_info
 from af_pipeline.output.folder import OutputError, RunFolder, reaching
 from af_pipeline.settings.guarantee import check_guarantee
-from af_pipeline.settings.index import IndexConfig, OutputConfig, SourceConfig, source_storage
+from af_pipeline.settings.index import IndexConfig, OutputConfig, SourceConfig
 from af_pipeline.settings.modes import build_plan
 
 
@@ -43,7 +43,7 @@ def check_source(source: SourceConfig) -> None:
 
     Of a VOC image set, which is read whole, only the file must be there.
     """
-    storage = source_storage(source)
+    storage = source.storage
     if is_image_set(source.uri):
         if not exists(source.uri, storage):
             raise MissingSourceError(f"there is nothing at {redact(source.uri)}: check the path")
@@ -62,7 +62,7 @@ def check_output(output: OutputConfig) -> None:
     """
     if not output.uri:
         raise OutputError("no output: give --set output.uri=DIRECTORY")
-    folder = RunFolder.at(output.uri, storage_of(output.storage))
+    folder = RunFolder.at(output.uri, output.storage)
     with reaching(folder.uri):
         if is_local(folder.system):
             place = Path(folder.root)

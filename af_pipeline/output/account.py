@@ -28,7 +28,7 @@ LIBRARIES = (
 )
 
 # Settings that change how a run goes, not what it finds: free to differ when resuming.
-NOT_IDENTITY = (*NOT_IN_ROWS, "source.storage", "source.max_bytes", "source.reach")
+NOT_IDENTITY = (*NOT_IN_ROWS, "source.storage")
 
 
 @dataclass(frozen=True)

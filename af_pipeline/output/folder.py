@@ -31,9 +31,8 @@ from pyarrow import fs
 
 from af_pipeline.config import tree_differences
 from af_pipeline.core.schema import STORED_ROW, ImageRow, rows_to_table, table_to_rows
-from af_pipeline.data.access import LOCAL, SourceError, Storage
-from af_pipeline.data.json_file import json_object
-from af_pipeline.data.storage import filesystem, is_local, reading_error
+from af_pipeline.data.access import LOCAL, SourceError, Storage, reading_error
+from af_pipeline.data.storage import filesystem, is_local, json_object
 
 ROWS_PER_BATCH = 2_000  # images held in memory while publishing
 PLAN_FILE = "plan.json"  # what the run was started with; there from the start

@@ -10,7 +10,7 @@ from typing import Any
 from af_pipeline.config import dump_config, tree_differences
 from af_pipeline.data.access import SourceError
 from af_pipeline.data.annotations.dataset import AnnotatedDataset
-from af_pipeline.data.json_file import json_object
+from af_pipeline.data.storage import json_object
 from af_pipeline.settings.train import TrainConfig
 
 PLAN_FILE = "plan.json"

@@ -247,7 +247,7 @@ def _picture_of_row(run: RunDir, row: Mapping[str, Any], max_side: int) -> Image
     if row["status"] != "ok":
         raise ValueError(str(row["error"]))
     source = (run.manifest() or {}).get("config", {}).get("source", {})
-    depth = DepthConfig.model_validate(source.get("depth", {}))
+    depth = DepthConfig(**source.get("depth", {}))
     limit = source.get("max_pixels", MAX_PIXELS)
     image = decode_image(read_bytes(row["uri"]), limit, depth)
     return _compose(run, row, _fitted(image, max_side), 0.3)

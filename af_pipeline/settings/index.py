@@ -6,7 +6,6 @@ refused here, before anything starts. `af_pipeline.config` reads them.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -17,7 +16,7 @@ from af_pipeline.core.lanes import LaneConfig
 from af_pipeline.core.plan import TilesConfig
 from af_pipeline.core.scales import Scale, check_pyramid
 from af_pipeline.core.stacking import StackRule
-from af_pipeline.data.access import Storage, StorageConfig, storage_of
+from af_pipeline.data.access import Storage
 from af_pipeline.images.depth import DepthConfig
 from af_pipeline.settings.ray import RayConfig
 
@@ -41,25 +40,17 @@ class SourceConfig(Section):
 
     uri: str = Field(
         "",
-        description="directory, glob, COCO json, Parquet or CSV list of URIs, WebDataset tar, "
-        "VOC image set; local or s3://",
+        description="directory, glob, an image, COCO json, Parquet or CSV list of URIs, WebDataset "
+        "tar, VOC image set; local or s3://",
     )
     images: str | None = Field(None, description="image folder of a COCO json, if elsewhere")
     id_column: str = Field("image_id", description="of a Parquet or CSV list")
     uri_column: str = Field("uri", description="of a Parquet or CSV list")
-    storage: StorageConfig = StorageConfig()
+    storage: Storage = Storage()
     max_pixels: int = Field(
         200_000_000, gt=0, description="larger images become error rows (decompression bombs)"
     )
     depth: DepthConfig = DepthConfig()
-    max_bytes: int = Field(
-        2 << 30, gt=0, description="bytes; larger files become error rows before they fill memory"
-    )
-    reach: Literal["own", "any"] = Field(
-        "own",
-        description="own: no local files from a remote list, no chains such as simplecache::, no "
-        ".. above a list's folder, redirects to the same host only; any: all that can be read",
-    )
 
 
 class OutputConfig(Section):
@@ -81,7 +72,7 @@ class OutputConfig(Section):
     images_per_file: Count = Field(
         0, ge=0, description="rows of one rows/*.parquet, lost with a kill; 0: by the total"
     )
-    storage: StorageConfig = StorageConfig()
+    storage: Storage = Storage()
 
 
 class GuaranteeConfig(Section):
@@ -176,8 +167,3 @@ class IndexConfig(Section):
                 "mode=tiles looks at the coarsest scale whole and at a finer one in windows: "
                 f"tiles.scale must name one of the other {count - 1} pyramid entries"
             )
-
-
-def source_storage(source: SourceConfig) -> Storage:
-    """The `Storage` that images are read with."""
-    return replace(storage_of(source.storage), max_bytes=source.max_bytes, reach=source.reach)

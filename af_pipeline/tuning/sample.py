@@ -16,7 +16,7 @@ from af_pipeline.data.secrets import redact
 from af_pipeline.data.sources.open import list_images
 from af_pipeline.data.storage import read_bytes
 from af_pipeline.images.decode import DecodeError, decode_image
-from af_pipeline.settings.index import IndexConfig, source_storage
+from af_pipeline.settings.index import IndexConfig
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _listed(config: IndexConfig) -> list[SampleImage]:
     source = config.source
     if not source.uri:
         raise SourceError("no images: give --ground-truth FILE or --set source.uri=SOURCE")
-    storage = source_storage(source)
+    storage = source.storage
     found = list_images(source.uri, source.images, storage, source.id_column, source.uri_column)
     return [SampleImage(one.image_id, one.uri) for one in found]
 
@@ -85,7 +85,7 @@ def read_sample(image: SampleImage, config: IndexConfig) -> NDArray[np.uint8]:
     """Pixels [H, W, 3] RGB; ValueError names the image."""
     source = config.source
     try:
-        data = read_bytes(image.uri, source_storage(source))
+        data = read_bytes(image.uri, source.storage)
         return decode_image(data, source.max_pixels, source.depth)
     except (SourceError, DecodeError) as error:
         raise ValueError(f"{image.image_id}: {error}") from error

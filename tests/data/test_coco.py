@@ -11,7 +11,7 @@ import pytest
 from af_pipeline.data.access import SourceError
 from af_pipeline.data.annotations.coco import load_coco
 from af_pipeline.data.annotations.dataset import AnnotationError
-from af_pipeline.data.sources.annotated import list_coco
+from af_pipeline.data.sources.open import list_images
 from tests.helpers.realdata import real_data
 
 
@@ -239,7 +239,7 @@ def test_file_names_with_secrets_are_refused(tmp_path: Path, name: str) -> None:
     text = message(tmp_path, content)
     assert "image 10 has a file_name with a user or a secret" in text
     with pytest.raises(SourceError, match=r"images\[0\] has a file_name with a user") as caught:
-        list_coco(str(tmp_path / "x.json"))
+        list_images(str(tmp_path / "x.json"))
     assert "gehe" not in text + str(caught.value)
 
 
@@ -249,6 +249,6 @@ def test_names_used_twice_are_shown_without_signatures(tmp_path: Path) -> None:
         entry["file_name"] = "https://h/x.jpg?sig=geheim"
     text = message(tmp_path, content)
     with pytest.raises(SourceError, match="twice") as caught:
-        list_coco(str(tmp_path / "x.json"))
+        list_images(str(tmp_path / "x.json"))
     assert "https://h/x.jpg?..." in text
     assert "geheim" not in text + str(caught.value)

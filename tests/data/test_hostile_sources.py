@@ -17,7 +17,8 @@ from af_pipeline.data.names import text_id
 from af_pipeline.data.reach import refusal
 from af_pipeline.data.sources.folder import list_directory
 from af_pipeline.data.sources.open import list_images, list_tables
-from af_pipeline.data.sources.table import read_uri_tables
+from af_pipeline.data.sources.source import Source
+from af_pipeline.data.sources.table import read_tables
 from af_pipeline.data.storage import range_uri, read_bytes
 from tests.data.test_tar import pack
 
@@ -42,7 +43,7 @@ ODD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "dangling": (lambda path: path.symlink_to("gone"), "nothing at"),
     "below a file": (lambda path: path.symlink_to(f"{__file__}/a"), "Not a directory"),
     "long link": (lambda path: path.symlink_to("x" * 300), "File name too long"),
-    "40 GB": (sparse, "has 42949672960 bytes, more than source.max_bytes=2147483648"),
+    "40 GB": (sparse, "has 42949672960 bytes, more than storage.max_bytes=2147483648"),
 }
 
 
@@ -73,7 +74,7 @@ def test_the_size_limit_is_inclusive(tmp_path: Path) -> None:
             assert len(read_bytes(f"{tmp_path}/a", SMALL)) == size
             continue
         for uri in (f"{tmp_path}/a", range_uri(f"{tmp_path}/a", 0, size)):
-            with pytest.raises(SourceError, match=r"has 1001 bytes, more than source\.max_bytes"):
+            with pytest.raises(SourceError, match=r"has 1001 bytes, more than storage\.max_bytes"):
                 read_bytes(uri, SMALL)
 
 
@@ -234,7 +235,7 @@ def test_what_lists_may_reach(tmp_path: Path, entry: str) -> None:
         if reason is None:
             assert list(list_images(uri))
             continue
-        with pytest.raises(SourceError, match=rf"{reason}.*source\.reach=any"):
+        with pytest.raises(SourceError, match=rf"{reason}.*source\.storage\.reach=any"):
             list(list_images(uri))
 
 
@@ -246,10 +247,10 @@ def test_remote_lists_reach_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         "af_pipeline.data.sources.table.open_file",
         lambda uri, *_: local.open("rb", buffering=1 << 16),
     )
+    uri = AWAY.replace("csv", "parquet")
     with pytest.raises(SourceError, match="row 2: '/etc/passwd' is a local file, and the list is"):
-        list(read_uri_tables([AWAY.replace("csv", "parquet")]))
-    open_to_all = Storage(reach="any")
-    (table,) = read_uri_tables([AWAY.replace("csv", "parquet")], None, open_to_all)
+        list(read_tables([uri], Source(uri)))
+    (table,) = read_tables([uri], Source(uri, storage=Storage(reach="any")))
     assert table["uri"].to_pylist()[1:] == ["s3://bucket/lists/a.jpg", "/etc/passwd"]
 
 

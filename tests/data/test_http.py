@@ -129,13 +129,16 @@ def url() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("endless.jpg", r"has more than source\.max_bytes=100000 bytes"),
-        ("large.jpg", r"has 100001 bytes, more than source\.max_bytes=100000"),
+        ("endless.jpg", r"has more than storage\.max_bytes=100000 bytes"),
+        ("large.jpg", r"has 100001 bytes, more than storage\.max_bytes=100000"),
         ("dripping.jpg", r"less than storage\.min_rate=10000 bytes/s came"),
         ("no_body.jpg", r"less than storage\.min_rate|400"),
         ("slow_headers.jpg", r"no answer within storage\.timeout_s"),
-        ("bomb.jpg", r"has more than source\.max_bytes=100000 bytes"),
-        ("there.jpg", r"is redirected to another host, 127\.0\.0\.1:\d+.*source\.reach=any"),
+        ("bomb.jpg", r"has more than storage\.max_bytes=100000 bytes"),
+        (
+            "there.jpg",
+            r"is redirected to another host, 127\.0\.0\.1:\d+.*source\.storage\.reach=any",
+        ),
         ("nowhere.jpg", "is redirected to an address that is none"),
         ("circle.jpg", "TooManyRedirects"),
         ("unsaid.jpg", "is answered with status 302"),
@@ -157,6 +160,11 @@ def test_hostile_answers_are_one_line(url: str, name: str, message: str) -> None
 def test_good_answers(url: str) -> None:
     for name in ("fine", "here", "zipped"):
         assert read_bytes(f"{url}/{name}.jpg", LIMITS) == b"hello"
+    signed = f"{url}/fine.jpg?sig=geheim"
+    (image,) = list_images(signed, storage=LIMITS)  # a single image
+    assert (image.image_id, image.uri) == ("fine.jpg", signed)
+    with pytest.raises(MissingSourceError, match="nothing at"):
+        list_images(f"{url}/gone.jpg", storage=LIMITS)
     assert exists(f"{url}/here.jpg", LIMITS)
     assert not exists(f"{url}/gone.jpg", LIMITS)
     assert read_bytes(f"{url}/there.jpg", Storage(reach="any")) == b"hello"
@@ -196,6 +204,6 @@ def test_limits_on_s3(monkeypatch: pytest.MonkeyPatch) -> None:
             system.pipe_file(f"bucket/{size}", bytes(size))
         assert len(read_bytes("s3://bucket/1000", storage)) == 1000
         server.script.requests.clear()
-        with pytest.raises(SourceError, match=r"has 1001 bytes, more than source\.max_bytes=1000"):
+        with pytest.raises(SourceError, match=r"has 1001 bytes, more than storage\.max_bytes=1000"):
             read_bytes("s3://bucket/1001", storage)
         assert server.script.requests == {"bucket/1001": 1}

@@ -102,11 +102,6 @@ def test_the_check_may_use_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_row_groups_must_hold_a_row(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="rows must be at least 1"):
-        write_manifest([], tmp_path / "m.parquet", 0)
-
-
 def test_twins_are_named_without_secrets(tmp_path: Path) -> None:
     images = [SourceImage("https://u:geheim@h/x.jpg?sig=geheim", "x")] * 2
     with pytest.raises(SourceError, match="more than once") as caught:

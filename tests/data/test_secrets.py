@@ -1,13 +1,13 @@
 """secrets: what is told of a URI, alone and in prose, and in time linear in its length."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from af_pipeline.cli import complain
 from af_pipeline.core.schema import ImageRow
+from af_pipeline.data.access import reading_error
 from af_pipeline.data.secrets import holds_secret, redact, redact_text, redact_tree
-from af_pipeline.data.storage import reading_error
 from af_pipeline.indexing.stages import fail
 
 SECRET = "wJalrXUtnFEMI"
@@ -75,6 +75,7 @@ def test_trees_that_differ_in_secrets_only_stay_different() -> None:
     assert first != second
 
 
+@example(":?@@", "http")
 @given(st.text("ab:/?#&=@. '\"~%", max_size=60), st.sampled_from(["http", "s3", "abfs"]))
 def test_redacting_twice_is_redacting_once(text: str, scheme: str) -> None:
     for function in (redact, redact_text):
@@ -87,7 +88,7 @@ def test_redacting_twice_is_redacting_once(text: str, scheme: str) -> None:
     "piece", ["a", "://", "a://", "?", "&a", "#", "@", ":", "a+", "?a=", "%", "https://h/a?"]
 )
 def test_long_texts_take_linear_time(piece: str) -> None:
-    text = piece * 500_000
+    text = piece * 100_000
     for head in ("", "https://", "s3://", "gs://"):
         redact(head + text)
         redact_text(head + text)

@@ -12,13 +12,11 @@ import pytest
 
 from af_pipeline.data.access import MissingSourceError, SourceError
 from af_pipeline.data.annotations.dataset import locate_images
-from af_pipeline.data.json_file import read_json
 from af_pipeline.data.listing import IMAGE_SUFFIXES
 from af_pipeline.data.manifest import SourceImage, local_version
-from af_pipeline.data.sources.annotated import list_coco
 from af_pipeline.data.sources.folder import list_directory
 from af_pipeline.data.sources.open import list_images
-from af_pipeline.data.storage import read_bytes
+from af_pipeline.data.storage import read_bytes, read_json
 from tests.helpers.realdata import real_data
 
 
@@ -189,14 +187,14 @@ def test_unknown_protocol_is_named() -> None:
 @pytest.mark.parametrize("folder", [".", "images"])
 def test_coco_finds_the_images(tmp_path: Path, folder: str) -> None:
     touch(tmp_path / folder, "b.jpg", "sub/a.jpg")
-    images = list(list_coco(coco(tmp_path, "b.jpg", "sub/a.jpg")))
+    images = list(list_images(coco(tmp_path, "b.jpg", "sub/a.jpg")))
     assert [image.image_id for image in images] == ["b.jpg", "sub/a.jpg"]
     assert [read_bytes(image.uri) for image in images] == [b"b.jpg", b"sub/a.jpg"]
 
 
 def test_coco_images_in_both_places(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "images/a.jpg", "images/b.jpg", "c.jpg")
-    images = list(list_coco(coco(tmp_path, "a.jpg", "b.jpg", "c.jpg")))
+    images = list(list_images(coco(tmp_path, "a.jpg", "b.jpg", "c.jpg")))
     expected = ["a.jpg", "images/b.jpg", "c.jpg"]
     assert [image.uri for image in images] == [str(tmp_path / name) for name in expected]
 
@@ -204,15 +202,15 @@ def test_coco_images_in_both_places(tmp_path: Path) -> None:
 def test_coco_given_folder_is_not_doubted(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "given/a.jpg")
     path = coco(tmp_path, "a.jpg", "gone.jpg")
-    uris = [image.uri for image in list_coco(path, str(tmp_path / "given/"))]
+    uris = [image.uri for image in list_images(path, str(tmp_path / "given/"))]
     assert uris == [str(tmp_path / "given" / name) for name in ("a.jpg", "gone.jpg")]
 
 
 def test_coco_missing_files_are_listed(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.jpg")
-    uris = [image.uri for image in list_coco(coco(tmp_path, "a.jpg", "gone.jpg"))]
+    uris = [image.uri for image in list_images(coco(tmp_path, "a.jpg", "gone.jpg"))]
     assert uris == [str(tmp_path / "images" / name) for name in ("a.jpg", "gone.jpg")]
-    uris = [image.uri for image in list_coco(coco(tmp_path, "no.jpg", "gone.jpg"))]
+    uris = [image.uri for image in list_images(coco(tmp_path, "no.jpg", "gone.jpg"))]
     assert uris == [str(tmp_path / name) for name in ("no.jpg", "gone.jpg")]
 
 

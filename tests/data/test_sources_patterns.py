@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from af_pipeline.data.access import MissingSourceError, SourceError, Storage
-from af_pipeline.data.patterns import expand_braces, parse_pattern
+from af_pipeline.data.access import LOCAL, MissingSourceError, SourceError, Storage
+from af_pipeline.data.listing import expand_braces, parse_pattern
 from af_pipeline.data.sources.open import list_images, list_tables
 from af_pipeline.data.storage import filesystem, read_bytes
 from tests.data.test_tar import pack
@@ -90,9 +90,8 @@ def test_remote_faults_are_told(s3: tuple[Server, Storage]) -> None:
     for uri in ("s3://photos/gone", "s3://no-such-bucket/x", "s3://no-such-bucket"):
         with pytest.raises(MissingSourceError, match=f"nothing at {uri}"):
             list_images(uri, storage=storage)
-    for uri in ("s3://photos/in/top.tif", "s3://photos/in/2024-01/cam1/a.json.gz"):
-        with pytest.raises(SourceError):
-            list_images(uri, storage=storage)
+    with pytest.raises(SourceError):
+        list_images("s3://photos/in/2024-01/cam1/a.json.gz", storage=storage)
     with pytest.raises(SourceError, match=r"no image found under s3://photos/x\*\.jpg"):
         list(list_images("s3://photos/x*.jpg", storage=storage))
     with pytest.raises(SourceError, match="the bucket must be named in full"):
@@ -193,15 +192,27 @@ def test_invalid_patterns() -> None:
 
 
 def test_anything_else_names_the_possibilities(tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").touch()
     (tmp_path / "x.zip").touch()
-    for uri in ("x.jpg", "x.zip", "{x,y}.zip"):
+    for uri in ("x.zip", "{x,y}.zip"):
         with pytest.raises(SourceError, match=r"a folder of images.*COCO.*VOC.*parquet.*tar"):
             list_images(str(tmp_path / uri))
     with pytest.raises(SourceError, match=r"no source: give source\.uri"):
         list_images("")
     with pytest.raises(MissingSourceError):
         list_images(str(tmp_path / "gone"))
+
+
+def test_a_single_image(local: Path, s3: tuple[Server, Storage]) -> None:
+    for root, storage in ((str(local), LOCAL), ("s3://photos/in", s3[1])):
+        (image,) = list_images(f"{root}/{NAMES[2]}", storage=storage)
+        assert (image.image_id, image.uri) == ("a.jpg", f"{root}/{NAMES[2]}")
+        assert read_bytes(image.uri, storage) == NAMES[2].encode()
+        with pytest.raises(MissingSourceError, match=r"nothing at .*gone\.jpg"):
+            list_images(f"{root}/gone.jpg", storage=storage)
+    with pytest.raises(SourceError, match="needs no image folder"):
+        list_images(f"{local}/top.tif", str(local))
+    (table,) = list_tables(f"{local}/top.tif")
+    assert table["image_id"].to_pylist() == ["top.tif"]
 
 
 def test_versions_follow_the_bytes(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ class Pages:
 
 def test_s3_holds_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = []
-    for count in (50_000, 200_000):
-        monkeypatch.setattr("af_pipeline.data.listing._s3_client", lambda *a, c=count: Pages(c))
+    for count in (20_000, 60_000):
+        monkeypatch.setattr("af_pipeline.data.s3.s3_client", lambda *a, c=count: Pages(c))
         peaks.append(peak(lambda: list_images("s3://b/photos"), count))
     assert peaks[1] < peaks[0] + 0.1 * MB
     assert peaks[1] < 3 * MB
@@ -91,7 +91,7 @@ def test_names_of_cameras_are_not_kept(tmp_path: Path, monkeypatch: pytest.Monke
             yield File(f"_DSC{number:04d}.JPG")
 
     monkeypatch.setattr(
-        "af_pipeline.data.sources.open.list_files", lambda *a: Listing("/x", files())
+        "af_pipeline.data.sources.folder.list_files", lambda *a: Listing("/x", files())
     )
     next(list_images("/x"))
     assert len(taken) == 1

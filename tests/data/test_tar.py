@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from af_pipeline.data.access import MissingSourceError, SourceError
-from af_pipeline.data.listing import IMAGE_SUFFIXES
 from af_pipeline.data.sources.open import list_images
 from af_pipeline.data.sources.tar import list_tar
 from af_pipeline.data.storage import read_bytes
@@ -45,7 +44,7 @@ def contents(uri: str) -> dict[str, bytes]:
 def test_ranges_are_the_members(tmp_path: Path, members: dict[str, bytes], form: int) -> None:
     uri = pack(tmp_path / "a.tar", members, form)
     visible = {n: d for n, d in members.items() if "/." not in n}
-    found = list_tar("a.tar", uri, IMAGE_SUFFIXES)
+    found = list_tar("a.tar", uri)
     assert {i.image_id: read_bytes(i.uri) for i in found} == {
         f"a.tar/{name}": data for name, data in visible.items()
     }

@@ -15,7 +15,7 @@ from af_pipeline.indexing.stages import FusedStage, StageSettings
 from af_pipeline.output.account import NOT_IDENTITY, Outcome, write_run
 from af_pipeline.output.folder import RunFolder
 from af_pipeline.output.publish import Totals
-from af_pipeline.settings.index import IndexConfig, source_storage
+from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 from tests.data.test_hostile_sources import ODD
 from tests.helpers.planted import index_config, picture, save, source
@@ -29,7 +29,7 @@ def rows_of(config: IndexConfig, folder: Path) -> list[ImageRow]:
 
 
 def stage_settings(config: IndexConfig) -> StageSettings:
-    limit, storage = config.source.max_pixels, source_storage(config.source)
+    limit, storage = config.source.max_pixels, config.source.storage
     return StageSettings(build_plan(config), source(), limit, storage, "all", None)
 
 
@@ -40,13 +40,13 @@ def test_every_odd_file_is_one_row(tmp_path: Path) -> None:
         make(tmp_path / "images" / kind / "p.jpg")
     name = os.fsdecode(b"\xff.png")
     save(tmp_path / "images" / name, picture(1))
-    large = {"source": {"uri": f"{tmp_path}/images", "max_bytes": 1_000_000}}
+    large = {"source": {"uri": f"{tmp_path}/images", "storage": {"max_bytes": 1_000_000}}}
     rows = rows_of(index_config(tmp_path / "images", tmp_path / "out", **large), tmp_path)
     errors = {row.image_id: row.error for row in rows}
     assert errors.pop("\\xff.png") == ""
     assert set(errors) == {f"{kind}/p.jpg" for kind in ODD}
     assert all("\n" not in error and error for error in errors.values())
-    assert "more than source.max_bytes=1000000" in errors["40 GB/p.jpg"]
+    assert "more than storage.max_bytes=1000000" in errors["40 GB/p.jpg"]
 
 
 URIS = ["a b?sig=geheim", "a'b?sig=geheim", 'x"y?sig=geheim', "k#access_token=geheim"]

@@ -21,8 +21,8 @@ from af_pipeline.data.annotations.dataset import (
     clip_corners,
     locate_images,
 )
-from af_pipeline.data.json_file import read_json
 from af_pipeline.data.secrets import holds_secret, redact
+from af_pipeline.data.storage import read_json
 
 _SECTIONS = ("categories", "images", "annotations")
 

@@ -1,4 +1,4 @@
-"""Images in folders, of patterns and of COCO files, local or remote, listed one by one.
+"""Images in folders and of patterns, local or remote, listed one by one.
 
 A listing never opens an image: a file that is missing or broken must become an error row of the
 job later, not stop the listing or be lost.
@@ -7,12 +7,64 @@ job later, not stop the listing or be lost.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
-from af_pipeline.data.access import LOCAL, SourceError, Storage
+from af_pipeline.data.access import LOCAL, MissingSourceError, SourceError, Storage
 from af_pipeline.data.listing import IMAGE_SUFFIXES, File, Listing, list_files
-from af_pipeline.data.manifest import SourceImage, local_version
-from af_pipeline.data.patterns import Pattern
+from af_pipeline.data.manifest import Listed, SourceImage, local_version
 from af_pipeline.data.secrets import redact
+from af_pipeline.data.sources.source import Source
+from af_pipeline.data.sources.table import SUFFIXES, read_tables
+from af_pipeline.data.sources.tar import SUFFIX, read_tars
+from af_pipeline.data.storage import exists
+
+
+def is_pattern(source: Source) -> bool:
+    """Whether a source is a pattern that images can match."""
+    pattern = source.pattern
+    return pattern is not None and (
+        pattern.wild or all(name.lower().endswith(IMAGE_SUFFIXES) for name in pattern.names)
+    )
+
+
+def list_pattern(source: Source) -> Listed:
+    """List the images that a pattern means.
+
+    image_id is the path below the longest folder without wildcards.
+
+    Raises:
+        SourceError: as `list_directory`, or braces give one name twice.
+    """
+    source.refuse_images()
+    return _images(source.listing(), source.uri)
+
+
+def is_folder(source: Source) -> bool:
+    """Whether a source is no pattern: what is no folder either is told by `list_folder`."""
+    return source.pattern is None
+
+
+def list_folder(source: Source) -> Listed:
+    """A folder that holds only tars, or only Parquet or CSV, stands for these; else its images."""
+    try:
+        listing = list_files(source.uri, source.storage)
+    except MissingSourceError:
+        raise
+    except SourceError:
+        if not source.is_folder and exists(source.uri, source.storage):
+            raise source.unknown() from None
+        raise
+    ahead: list[File] = []
+    for file in listing.files:
+        ahead.append(file)
+        if not _may_stand_for_images(file.name):
+            break
+    else:
+        files = [name for name, _ in ahead if name.lower().endswith((SUFFIX, *SUFFIXES))]
+        if files:
+            return _list_only(source, [(name, listing.uri(name)) for name in files])
+    source.refuse_images()
+    return _images(Listing(listing.root, chain(ahead, listing.files)), source.uri)
 
 
 def list_directory(root: str, storage: Storage = LOCAL) -> Iterator[SourceImage]:
@@ -24,38 +76,14 @@ def list_directory(root: str, storage: Storage = LOCAL) -> Iterator[SourceImage]
     on S3 a page of names.
 
     Raises:
-        SourceError: root is missing or a file (at once), or holds no image, or cannot be listed
-            (while iterating).
+        SourceError: root is missing or a file (at once), or holds no image, one name twice, or
+            cannot be listed (while iterating).
     """
-    return images_of(list_files(root, storage), root)
+    return _images(list_files(root, storage), root)
 
 
-def list_pattern(pattern: Pattern, uri: str, storage: Storage = LOCAL) -> Iterator[SourceImage]:
-    """List the images that a pattern means; ``uri``: how it was written, for messages.
-
-    image_id is the path below the longest folder without wildcards. With wildcards they come in
-    the order of their ids, as those of `list_directory` and by its rules; names written out by
-    braces in the order of the braces, and nobody looks whether they are there.
-
-    Raises:
-        SourceError: as `list_directory`, or braces give one name twice.
-    """
-    if not pattern.wild:
-        names = tuple(pattern.names)
-        if len(set(names)) < len(names):
-            raise SourceError(f"{redact(uri)} gives one name twice")
-        return images_of(Listing(pattern.root, map(File, names)), uri)
-    listing = list_files(pattern.root, storage, pattern.stem, pattern.leads)
-    meant = (file for file in listing.files if pattern.matches(file.name))
-    return images_of(Listing(listing.root, meant), uri)
-
-
-def images_of(listing: Listing, root: str) -> Iterator[SourceImage]:
-    """The images among listed files; ``root``: how the source was written, for messages.
-
-    Raises:
-        SourceError: one name twice in a row, or no image, while iterating.
-    """
+def _images(listing: Listing, root: str) -> Iterator[SourceImage]:
+    """The images among listed files; ``root``: how the source was written, for messages."""
     previous: str | None = None
     for name, version in listing.files:
         if not name.lower().endswith(IMAGE_SUFFIXES):
@@ -71,3 +99,24 @@ def images_of(listing: Listing, root: str) -> Iterator[SourceImage]:
             f"no image found under {redact(root)}: looked for {', '.join(IMAGE_SUFFIXES)} "
             "at any depth, names starting with '.' left out"
         )
+
+
+def _may_stand_for_images(name: str) -> bool:
+    if name.lower().endswith((SUFFIX, *SUFFIXES)):
+        return True
+    # Spark writes _SUCCESS beside its parts; but cameras write _DSC0001.JPG.
+    marker = name.rpartition("/")[2].startswith("_")
+    return marker and not name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _list_only(source: Source, files: list[tuple[str, str]]) -> Listed:
+    kinds = sorted({"." + name.lower().rpartition(".")[2] for name, _ in files})
+    if len(kinds) > 1:
+        raise SourceError(
+            f"{redact(source.uri)} holds {' and '.join(kinds)}: say which by a pattern such as "
+            f"{redact(source.uri.rstrip('/'))}/*{kinds[0]}"
+        )
+    if kinds != [SUFFIX]:
+        return read_tables([place for _, place in files], source)
+    source.refuse_images()
+    return read_tars(files, source.storage)

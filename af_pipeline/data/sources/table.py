@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,15 +12,14 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from af_pipeline.core.schema import IMAGES, MANIFEST
-from af_pipeline.data.access import LOCAL, SourceError, Storage
-from af_pipeline.data.json_file import refused_entry
-from af_pipeline.data.manifest import LONGEST
-from af_pipeline.data.reach import is_remote, refusal
+from af_pipeline.data.access import SourceError
+from af_pipeline.data.manifest import LONGEST, Listed
+from af_pipeline.data.reach import is_remote, refusal, refused_entry
 from af_pipeline.data.secrets import holds_secret, redact, redact_text
+from af_pipeline.data.sources.source import ID_COLUMN, Source
 from af_pipeline.data.storage import open_file, parent
 
 SUFFIXES = (".parquet", ".csv")
-ID_COLUMN = "image_id"
 
 _BATCH_ROWS = 50_000
 _READ_BYTES = 4 << 20  # of one read of a remote file
@@ -38,24 +36,26 @@ _TAKEN = {name.casefold() for name in (ID_COLUMN, "uri", "file_row_number", *IMA
 _HELP = "rename or drop them"
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Where a file has the ids and the URIs; ``images``: what relative URIs are relative to."""
+def is_table(source: Source) -> bool:
+    """Whether a source is a file that lists URIs, or a pattern of such files.
 
-    image_id: str = ID_COLUMN
-    uri: str = "uri"
-    images: str | None = None
+    Spark writes folders named x.parquet, which are none.
+    """
+    return source.ends(SUFFIXES) and not source.is_folder
 
 
-def read_uri_tables(
-    files: Sequence[str], columns: Columns | None = None, storage: Storage = LOCAL
-) -> Iterator[pa.Table]:
+def list_table(source: Source) -> Listed:
+    """The tables of a file, or of those of a pattern."""
+    return read_tables([place for _, place in source.files()], source)
+
+
+def read_tables(files: Sequence[str], source: Source) -> Iterator[pa.Table]:
     """The rows of Parquet or CSV files in order: `MANIFEST` and all other columns as they are.
 
     A column ``version`` is taken as that of the bytes, which no one asks for here: for millions of
     files that would be as many requests.
     Without a column of the default name ``image_id`` the URI itself is the id, without its query,
-    which may be a signature. Relative URIs are below ``columns.images``, else below the file's
+    which may be a signature. Relative URIs are below ``source.images``, else below the file's
     folder. Whether ids are unique is checked where the tables are written.
 
     Raises:
@@ -63,16 +63,15 @@ def read_uri_tables(
             first, has a column named like one of the output, a row without id or URI or with one
             that `refusal` names, or no file has a row.
     """
-    columns = columns or Columns()
     schema: pa.Schema | None = None
     rows = 0
     for file in files:
-        folder = columns.images or parent(file)
+        folder = source.images or parent(file)
         start = 0
-        for batch in _batches(file, columns, schema, storage):
-            table = _normalised(pa.Table.from_batches([batch]), file, start, folder, columns)
-            if storage.reach == "own":
-                _check_reach(batch[columns.uri].cast(pa.string()), file, start, folder)
+        for batch in _batches(file, source, schema):
+            table = _normalised(pa.Table.from_batches([batch]), file, start, folder, source)
+            if source.storage.reach == "own":
+                _check_reach(batch[source.uri_column].cast(pa.string()), file, start, folder)
             start += table.num_rows
             table = _like(table, schema, file, files[0])
             schema = table.schema
@@ -80,26 +79,24 @@ def read_uri_tables(
                 yield table
         rows += start
     if not rows:
-        raise SourceError(f"{redact(files[0]) if files else 'the source'} lists no image")
+        raise SourceError(f"{redact(files[0])} lists no image")
 
 
-def _batches(
-    file: str, columns: Columns, schema: pa.Schema | None, storage: Storage
-) -> Iterator[pa.RecordBatch]:
+def _batches(file: str, source: Source, schema: pa.Schema | None) -> Iterator[pa.RecordBatch]:
     is_csv = file.lower().endswith(".csv")
     try:
-        with open_file(file, storage, _READ_BYTES) as source:
+        with open_file(file, source.storage, _READ_BYTES) as opened:
             if is_csv:
-                yield from _csv_batches(source, columns, schema)
+                yield from _csv_batches(opened, source, schema)
                 return
             # Else a kilobyte of file can stand for gigabytes of one long name again and again.
-            footer = pq.read_metadata(source)
+            footer = pq.read_metadata(opened)
             paths = {footer.schema.column(number).path for number in range(footer.num_columns)}
             parquet = pq.ParquetFile(
-                source,
+                opened,
                 metadata=footer,
                 buffer_size=_READ_BYTES,
-                read_dictionary=sorted(paths & {columns.image_id, columns.uri}),
+                read_dictionary=sorted(paths & {source.id_column, source.uri_column}),
             )
             yield _empty(parquet.schema_arrow)
             yield from parquet.iter_batches(_BATCH_ROWS)
@@ -121,15 +118,13 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
-def _csv_batches(
-    source: Any, columns: Columns, schema: pa.Schema | None
-) -> Iterator[pa.RecordBatch]:
-    types = {name: pa.string() for name in (columns.image_id, columns.uri, _VERSION)}
+def _csv_batches(opened: Any, source: Source, schema: pa.Schema | None) -> Iterator[pa.RecordBatch]:
+    types = {name: pa.string() for name in (source.id_column, source.uri_column, _VERSION)}
     for field in schema or ():
         if field.name not in MANIFEST.names:
             types[field.name] = field.type
     reader = pcsv.open_csv(
-        source,
+        opened,
         parse_options=pcsv.ParseOptions(newlines_in_values=True),
         convert_options=pcsv.ConvertOptions(column_types=types),
     )
@@ -137,16 +132,16 @@ def _csv_batches(
     yield from reader
 
 
-def _normalised(table: pa.Table, file: str, start: int, folder: str, columns: Columns) -> pa.Table:
+def _normalised(table: pa.Table, file: str, start: int, folder: str, source: Source) -> pa.Table:
     """A batch with columns image_id and uri, checked; start: number of its first row."""
-    _check_columns(table.schema.names, file, columns)
+    _check_columns(table.schema.names, file, source)
     try:
         table.validate(full=True)
     except pa.ArrowInvalid as error:  # text that is no UTF-8 would stop the run when it is written
         raise SourceError(f"{redact(file)} row {start} or one after it: {error}") from None
-    uri = _text(table, columns.uri, file, start)
-    has_id = columns.image_id in table.schema.names
-    image_id = _text(table, columns.image_id, file, start) if has_id else _ids(uri, folder)
+    uri = _text(table, source.uri_column, file, start)
+    has_id = source.id_column in table.schema.names
+    image_id = _text(table, source.id_column, file, start) if has_id else _ids(uri, folder)
     _check_secrets(uri, file, start)
     below = f"{folder.rstrip('/')}/"
     uri = pc.if_else(_absolute(uri), uri, pc.binary_join_element_wise(below, uri, ""))
@@ -154,29 +149,29 @@ def _normalised(table: pa.Table, file: str, start: int, folder: str, columns: Co
     if _VERSION in table.schema.names:
         version = _as_text(table, _VERSION, file)
     own = [image_id, uri, pc.fill_null(version, "")]
-    extras = [n for n in table.schema.names if n not in _own_names(columns)]
+    extras = [n for n in table.schema.names if n not in _own_names(source)]
     schema = pa.schema([*MANIFEST, *(table.schema.field(name) for name in extras)])
     return pa.table([*own, *(table[name] for name in extras)], schema=schema)
 
 
-def _own_names(columns: Columns) -> tuple[str, ...]:
-    return (columns.image_id, columns.uri, _VERSION)
+def _own_names(source: Source) -> tuple[str, ...]:
+    return (source.id_column, source.uri_column, _VERSION)
 
 
-def _check_columns(names: list[str], file: str, columns: Columns) -> None:
+def _check_columns(names: list[str], file: str, source: Source) -> None:
     place = redact(file)
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise SourceError(f"{place} has several columns named {twice[0]!r}: rename or drop them")
-    missing = [columns.uri] if columns.uri not in names else []
-    if columns.image_id not in names and columns.image_id != ID_COLUMN:
-        missing.append(columns.image_id)
+    missing = [source.uri_column] if source.uri_column not in names else []
+    if source.id_column not in names and source.id_column != ID_COLUMN:
+        missing.append(source.id_column)
     if missing:
         raise SourceError(
             f"{place} has no column {missing[0]!r}, only {', '.join(names) or 'none'}: name the "
             "columns of ids and URIs with source.id_column and source.uri_column"
         )
-    extras = [name for name in names if name not in _own_names(columns)]
+    extras = [name for name in names if name not in _own_names(source)]
     if "" in extras:
         raise SourceError(
             f"{place}: column {names.index('')}, counted from 0, has no name: rename or drop it"

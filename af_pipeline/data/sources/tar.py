@@ -14,8 +14,10 @@ from itertools import islice
 from typing import BinaryIO
 
 from af_pipeline.data.access import LOCAL, SourceError, Storage
-from af_pipeline.data.manifest import SourceImage
+from af_pipeline.data.listing import IMAGE_SUFFIXES
+from af_pipeline.data.manifest import Listed, SourceImage
 from af_pipeline.data.secrets import redact
+from af_pipeline.data.sources.source import Source
 from af_pipeline.data.storage import open_file, range_uri
 
 SUFFIX = ".tar"
@@ -38,9 +40,19 @@ _KEYWORDS = {"path", "size", "GNU.sparse.name"} | _SPARSE
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-def list_tars(
-    tars: Iterable[tuple[str, str]], suffixes: tuple[str, ...], storage: Storage = LOCAL
-) -> Iterator[SourceImage]:
+def is_tar(source: Source) -> bool:
+    """Whether a source is a tar or a pattern of tars; raises SourceError for compressed ones."""
+    _refuse_compressed(source.uri)
+    return source.ends(SUFFIX) and not source.is_folder
+
+
+def list_tars(source: Source) -> Listed:
+    """The images in a tar, or in those of a pattern."""
+    source.refuse_images()
+    return read_tars(source.files(), source.storage)
+
+
+def read_tars(tars: Iterable[tuple[str, str]], storage: Storage = LOCAL) -> Iterator[SourceImage]:
     """The images in tars, tar by tar, in their order within; image_id is ``NAME/MEMBER``.
 
     Only headers are read. Members of other suffixes are passed over, and so is what has a part
@@ -48,7 +60,6 @@ def list_tars(
 
     Args:
         tars: name, as it stands in ids, and URI of each.
-        suffixes: endings of images, in small letters.
         storage: how the URIs are reached.
 
     Raises:
@@ -59,23 +70,21 @@ def list_tars(
     found = False
     with ThreadPoolExecutor(_AT_ONCE, "tar") as pool:
         for group in iter(lambda: list(islice(source, _AT_ONCE)), []):
-            for images in pool.map(lambda t: list_tar(t[0], t[1], suffixes, storage), group):
+            for images in pool.map(lambda tar: list_tar(tar[0], tar[1], storage), group):
                 found = found or bool(images)
                 yield from images
     if not found:
-        raise SourceError(f"no image found in the tars: looked for {', '.join(suffixes)}")
+        raise SourceError(f"no image found in the tars: looked for {', '.join(IMAGE_SUFFIXES)}")
 
 
-def list_tar(
-    name: str, uri: str, suffixes: tuple[str, ...], storage: Storage = LOCAL
-) -> list[SourceImage]:
-    """The images of one tar, see `list_tars`; an empty list where it has none."""
-    refuse_compressed(uri)
+def list_tar(name: str, uri: str, storage: Storage = LOCAL) -> list[SourceImage]:
+    """The images of one tar, see `read_tars`; an empty list where it has none."""
+    _refuse_compressed(uri)
     images = {}
     for member in _members(uri, storage):
         path = member.name.removeprefix("./").lstrip("/")
         hidden = any(part.startswith(".") for part in path.split("/"))
-        if member.is_folder or hidden or not path.lower().endswith(suffixes):
+        if member.is_folder or hidden or not path.lower().endswith(IMAGE_SUFFIXES):
             continue
         if not member.is_file:
             raise SourceError(
@@ -89,7 +98,7 @@ def list_tar(
     return list(images.values())
 
 
-def refuse_compressed(uri: str) -> None:
+def _refuse_compressed(uri: str) -> None:
     """Raise SourceError for the name of a compressed tar: its members have no place of their own.
 
     Those that do not look so are found out when they are read.

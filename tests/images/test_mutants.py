@@ -1,4 +1,4 @@
-"""codec: ten thousand mutated files, decoded in a process of their own, so that a crash has a name.
+"""Ten thousand mutated files, decoded in a process of their own, so that a crash has a name.
 
 Every file follows from the seed and its index alone: ``mutant(index)`` is the one a failure names.
 """
@@ -18,9 +18,7 @@ import pytest
 from PIL import Image
 
 from af_pipeline.images.decode import DecodeError, decode_image, image_size
-from tests.helpers.deep import ARRANGEMENTS, pages
-from tests.helpers.hostile import bmp
-from tests.helpers.hostile_tiff import tiled
+from tests.helpers.image_files import ARRANGEMENTS, bmp, pages, tiled
 from tests.helpers.pictures import oriented, png, save, scene
 
 SEED = 20_240_229
@@ -197,7 +195,7 @@ def work(first: int, count: int, crash_at: int = -1) -> None:
 
 def faults(first: int, count: int, crash_at: int = -1) -> list[str]:
     """What went wrong in the worker, by seed and index."""
-    call = f"from tests.images.test_codec_fuzz import work; work({first}, {count}, {crash_at})"
+    call = f"from tests.images.test_mutants import work; work({first}, {count}, {crash_at})"
     done = subprocess.run(
         [sys.executable, "-c", call],
         cwd=Path(__file__).parents[2],

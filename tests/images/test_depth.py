@@ -1,4 +1,4 @@
-"""codec: more than 8 bits, the arrangements of TIFF values, its pages, and images of any size."""
+"""More than 8 bits, the arrangements of TIFF values, its pages, and images of any size."""
 
 import struct
 import zlib
@@ -17,23 +17,26 @@ from af_pipeline.images.decode import DecodeError, decode_image, image_size
 from af_pipeline.images.depth import DepthConfig, to_8_bit
 from af_pipeline.indexing.stages import CoarseStage, StageSettings
 from af_pipeline.output.account import NOT_IDENTITY
+from af_pipeline.settings.index import SourceConfig
 from af_pipeline.settings.modes import build_plan
 from af_pipeline.settings.train import TrainConfig
 from af_pipeline.sniper.images import FileImages, ImageCache
 from af_pipeline.sniper.open_images import read_image
 from af_pipeline.training.trainer import validation_config
 from af_pipeline.tuning.sample import SampleImage, read_sample
-from tests.helpers.deep import (
+from tests.helpers.image_files import (
     ARRANGEMENTS,
     COLOURS,
     COLOURS16,
     DEEP,
+    HERE,
     U16,
+    Tag,
     deep_png,
     deep_tiff,
     pages,
+    tiff,
 )
-from tests.helpers.hostile_tiff import HERE, Tag, tiff
 from tests.helpers.pictures import check_form, save, scene
 from tests.helpers.planted import index_config, source
 from tests.helpers.realdata import real_data
@@ -144,11 +147,12 @@ def test_many_bands_are_limited_by_max_pixels() -> None:
         ({"stretch": "percentiles", "low": -1, "high": 98}, "between 0 and 100"),
         ({"low": 1, "high": 2}, "belong to stretch"),
         ({"stretch": "minmax"}, "stretch"),
+        ({"strech": "type"}, "did you mean 'stretch'"),
     ],
 )
 def test_wrong_depths_are_refused(tree: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config_from(DepthConfig, tree, (), "depth")
+        config_from(SourceConfig, {"depth": tree}, (), "depth")
 
 
 # One setting, wherever images are read
@@ -176,12 +180,12 @@ def test_training_tuning_and_indexing_see_the_same_pixels(tmp_path: Path) -> Non
 
 
 def test_a_training_is_judged_on_pixels_like_those_it_learns_from(tmp_path: Path) -> None:
-    sets = (f"validation.index={tmp_path}/index.yaml", f"data.depth={PERCENTILES.model_dump()}")
+    sets = (f"validation.index={tmp_path}/index.yaml", f"data.depth={PERCENTILES.__dict__}")
     config = load_config(TrainConfig, write_config(tmp_path), sets)
     with pytest.raises(ValueError, match=r"index\.yaml differ"):
         validation_config(config)
     tree = yaml.safe_load((tmp_path / "index.yaml").read_text())
-    tree["source"] = {"depth": PERCENTILES.model_dump()}
+    tree["source"] = {"depth": PERCENTILES.__dict__}
     (tmp_path / "index.yaml").write_text(yaml.safe_dump(tree))
     assert validation_config(config).source.depth == PERCENTILES
 
