@@ -21,7 +21,7 @@ from pyarrow import fs
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.datasource import Datasink
 
-from af_pipeline.indexing.pools import PoolPlan, stage_plan
+from af_pipeline.indexing.pools import PoolPlan, Route, stage_plan
 from af_pipeline.indexing.stages import (
     STACK,
     CoarseStage,
@@ -96,12 +96,11 @@ def build_graph(
         list(parts), filesystem=filesystem, partitioning=None, num_cpus=cpus
     )
     rows = rows.repartition(target_num_rows_per_block=rows_per_block)
-    uses_gpus = any(planned.route.pool.num_gpus for planned in pools)
-    for planned in pools:
+    for planned, (kind, own) in zip(pools, detecting_stages(settings, pools), strict=True):
         low, high = planned.route.pool.actor_range
         rows = rows.map_batches(
-            stage_class(_base(planned), planned.route.name),
-            fn_constructor_args=(_own(settings, planned, uses_gpus),),
+            stage_class(kind, planned.route.name),
+            fn_constructor_args=(own,),
             batch_format="pyarrow",
             batch_size=rows_per_block,
             compute=ActorPoolStrategy(
@@ -126,10 +125,18 @@ def stage_names(pools: Sequence[PoolPlan]) -> list[str]:
     return [*(planned.route.name for planned in pools), STACK]
 
 
-def _base(planned: PoolPlan) -> type:
-    if planned.route.scale is None:
+def detecting_stages(
+    settings: StageSettings, pools: Sequence[PoolPlan]
+) -> list[tuple[type[DetectStage], StageSettings]]:
+    """The class and the settings of each detecting stage, in the order of the graph."""
+    uses_gpus = any(planned.route.pool.num_gpus for planned in pools)
+    return [(_kind(planned.route), _own(settings, planned, uses_gpus)) for planned in pools]
+
+
+def _kind(route: Route) -> type[DetectStage]:
+    if route.scale is None:
         return FusedStage
-    return CoarseStage if planned.route.scale == 0 else DetectStage
+    return CoarseStage if route.scale == 0 else DetectStage
 
 
 def _own(settings: StageSettings, planned: PoolPlan, uses_gpus: bool) -> StageSettings:

@@ -130,9 +130,8 @@ class StageSums:
     reason: str = ""
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Counter:
-    """Images, errors and detections that left the graph, and the sums of its stages.
+    """Images, errors and detections that left the graph, and the sums of its stages; an actor.
 
     A block that is tried again counts again; after the death of its process, which must not end
     the run, it counts from nothing. ``stages``: names in the order of the graph.

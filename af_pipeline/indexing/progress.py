@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from af_pipeline.indexing.meter import Counter
 
 REFRESH_S = 0.5
+COUNTER = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
 LINE_EVERY_S = 10.0  # between progress lines where the output is no terminal
 
 
@@ -32,7 +33,8 @@ def shown_progress(total: int, stages: Sequence[str], console: Console) -> Itera
     # has arguments in the object store. Ray Data starts all of its actors so, and holds the objects
     # as long as a graph runs, so that there is nothing to do about it: said here, to nobody.
     with _no_stderr():
-        counter = Counter.options(scheduling_strategy=here).remote(held)  # type: ignore[attr-defined]
+        kind: Any = ray.remote(**COUNTER)(Counter)
+        counter = kind.options(scheduling_strategy=here).remote(held)
     ended = threading.Event()
     show = _show_bar if console.is_terminal else _show_lines
     thread = threading.Thread(target=show, args=(counter, total, ended, console), daemon=True)

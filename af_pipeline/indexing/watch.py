@@ -56,15 +56,20 @@ class Watch(ExecutionCallback):
             self.asked = self.counter.verdict.remote(self.max_error_rate, self.done)
         if not ray.wait([self.asked], timeout=0)[0]:
             return
-        fault, errors = ray.get(self.asked)
+        verdict = ray.get(self.asked)
         self.asked, self.next_look = None, time.monotonic() + LOOK_EVERY_S
-        if fault:
-            raise GraphError(STOPPED.format(fault))
-        if errors:
-            raise TooManyErrors(
-                f"{errors}; mend the cause and run the same command again, which tries failed "
-                "images again, or raise max_error_rate"
-            )
+        heed(*verdict)
+
+
+def heed(fault: str, errors: str) -> None:
+    """End the graph where `meter.Counter.verdict` says so."""
+    if fault:
+        raise GraphError(STOPPED.format(fault))
+    if errors:
+        raise TooManyErrors(
+            f"{errors}; mend the cause and run the same command again, which tries failed images "
+            "again, or raise max_error_rate"
+        )
 
 
 class FewAhead(BackpressurePolicy):

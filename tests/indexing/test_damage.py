@@ -26,11 +26,6 @@ from tests.helpers.small_run import BROKEN_JSON, IMAGES, TABLES, Place
 pytestmark = pytest.mark.usefixtures("without_ray")
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
-
-
 # Parts of rows/
 
 
@@ -111,7 +106,7 @@ def test_damage_and_removal_on_s3(place: Place, monkeypatch: pytest.MonkeyPatch)
         system, _ = filesystem("s3://results", Storage(**storage))
         system.mkdir("results")
         output = {"uri": "s3://results/deep/out", "storage": storage, "images_per_file": 4}
-        config = index_config(place.root / "images", place.root, output=output)
+        config = index_config(place.images, place.root, output=output)
         index(config, source(), Console(quiet=True))
         (part, _) = sorted(system.ls("results/deep/out/rows"))
         system.pipe_file(part, system.cat_file(part)[:-1] + b"?")
@@ -204,8 +199,8 @@ def test_an_image_stands_in_rows_once(place: Place) -> None:
 # Bytes that change
 
 
-def test_images_whose_bytes_changed_are_done_again(place: Place) -> None:
-    out = place.root / "whole"
+def test_images_whose_bytes_changed_are_done_again(tmp_path: Path) -> None:
+    place, out = Place(tmp_path), tmp_path / "whole"
     place.draw(3, 11)
     skipped, said = place.run(out, redo_changed=False)
     assert (skipped, "changed" in said) == (IMAGES, False)
@@ -225,7 +220,7 @@ def test_a_version_that_is_not_known_is_no_change(place: Place) -> None:
     """As of a list: once it says none, the rows stay; so they do where they were done without."""
     out, listed = place.root / "out", place.root / "list.parquet"
     names = [f"{tag}.png" for tag in range(1, IMAGES + 1)]
-    columns = {"image_id": names, "uri": [str(place.root / "images" / n) for n in names]}
+    columns = {"image_id": names, "uri": [str(place.images / n) for n in names]}
     skipped = []
     for version in (None, "1", None, "1", "2"):
         more = {} if version is None else {"version": [version] * 2 + [None] * 6}

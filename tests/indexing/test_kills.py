@@ -161,10 +161,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "seeds",
-    [pytest.param([0], marks=pytest.mark.slow), pytest.param([1, 2, 3], marks=pytest.mark.soak)],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("seeds", [[0], [1, 2, 3]])
 def test_drivers_actors_and_workers_killed(place: Place, seeds: list[int]) -> None:
     expected, _ = undisturbed(place, place.root / "undisturbed")
     kills = []

@@ -19,11 +19,6 @@ from tests.helpers.small_run import BROKEN_JSON, IMAGES, Place
 pytestmark = pytest.mark.usefixtures("without_ray")
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
-
-
 # A full disk
 
 

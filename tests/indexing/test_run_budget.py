@@ -172,7 +172,7 @@ def test_threads_are_counted_together() -> None:
     assert (sums["forwards"], sums["chips"], sums["fill"]) == (400, 400, 400 * 70 * 200)
 
 
-# ---- on Ray
+# ---- runs
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +204,7 @@ def check_rows(root: Path, plan: Plan) -> None:
         assert own == {(chip.scale, *chip.box) for chip in row.chips[1:]}
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("without_ray")
 def test_a_budget_per_image(root: Path, tmp_path: Path) -> None:
     output = {"uri": str(tmp_path / "out")}
     made = config(root, 400_000.0, "image", output=output)
@@ -229,8 +228,7 @@ def test_a_budget_per_image(root: Path, tmp_path: Path) -> None:
     assert f"0.4 MP an image, padding included; {refused / 5:.1f} chips refused an image" in lines
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize("plan", ["fused", "staged"])
 def test_a_run_keeps_its_budget_and_its_floor(tmp_path: Path, plan: str) -> None:
     write_images(tmp_path / "images", 5)
@@ -272,8 +270,7 @@ def test_a_run_keeps_its_budget_and_its_floor(tmp_path: Path, plan: str) -> None
         index(config(tmp_path, budget + 1), source)
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("without_ray")
 def test_a_resumed_run_takes_no_sample(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
