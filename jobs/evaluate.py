@@ -38,7 +38,7 @@ from af_pipeline.evaluation.matches import Matches, matches_of
 from af_pipeline.evaluation.tables import error_rows, errors_json, errors_text
 from af_pipeline.evaluation.voc import score_voc
 from af_pipeline.exports.coco import coco_results, inputs_without_truth
-from af_pipeline.output.read import RunDir
+from af_pipeline.output.folder import OutputFolder
 
 INPUTS = ("detections", "ground_truth", "min_score")
 
@@ -86,7 +86,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def export_only(run: RunDir, info: dict[str, Any], args: argparse.Namespace) -> None:
+def export_only(run: OutputFolder, info: dict[str, Any], args: argparse.Namespace) -> None:
     """Write the COCO result json of a test set, whose json has no annotations to score against."""
     inputs, others = inputs_without_truth(info, read_detections(run, args.min_score))
     warn(f"{len(others)} images that the json does not list were left out", others)
@@ -101,7 +101,7 @@ def export_only(run: RunDir, info: dict[str, Any], args: argparse.Namespace) -> 
 
 
 def evaluate(
-    run: RunDir, truth: dict[str, Any], args: argparse.Namespace
+    run: OutputFolder, truth: dict[str, Any], args: argparse.Namespace
 ) -> tuple[dict[str, Any], pa.Table, list[dict[str, Any]]]:
     """Print the scores; return them as written, the errors, and the detections for export."""
     inputs = read_inputs(run, truth, args.min_score)
@@ -133,7 +133,7 @@ def evaluate(
 
 
 def explain(
-    run: RunDir, inputs: Inputs, matches: Matches, images: pa.Table, args: argparse.Namespace
+    run: OutputFolder, inputs: Inputs, matches: Matches, images: pa.Table, args: argparse.Namespace
 ) -> tuple[Breakdown, str | None]:
     """The error breakdown, and why it does not know the run's chips if it does not."""
     looked = where_looked(run)

@@ -21,7 +21,7 @@ from ray.data._internal.execution.backpressure_policy import (
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 
-from af_pipeline.indexing.lost_blocks import STOPPED, GraphError
+from af_pipeline.indexing.meter import STOPPED, GraphError
 
 LOOK_EVERY_S = 1.0
 BLOCKS_AHEAD = 1_000  # what a stage may have waiting before the next one

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 from af_pipeline.data.storage import read_bytes
 from af_pipeline.images.decode import MAX_PIXELS, decode_image, encode_jpeg
 from af_pipeline.images.depth import DepthConfig
-from af_pipeline.output.read import RunDir
+from af_pipeline.output.folder import OutputFolder
 from af_pipeline.reporting.canvas import (
     FAINT,
     INK,
@@ -138,7 +138,7 @@ def picture_of_image(
     Detections below `min_score` are left out. Without a chips table only detections are shown.
     Raises ValueError for an image that the run does not list, or that failed in it.
     """
-    run = RunDir.open(out_dir)
+    run = OutputFolder.of_run(out_dir)
     row = _image_row(run, image_id)
     if row["status"] != "ok":
         raise ValueError(f"{image_id} failed in the run: {row['error']}")
@@ -159,7 +159,7 @@ def write_pictures(
     that failed in the run, or cannot be read now, are listed on the page with their error.
     Raises ValueError for an image_id that the run does not list.
     """
-    run = RunDir.open(out_dir)
+    run = OutputFolder.of_run(out_dir)
     chosen = _sample_ids(run, limit) if image_ids is None else list(image_ids)
     target.mkdir(parents=True, exist_ok=True)
     pictures, failures = [], []
@@ -235,7 +235,7 @@ def _darkened(image: Image, masks: Sequence[npt.NDArray[np.bool_]]) -> Image:
     return np.asarray(np.round(image * brightness[..., None]), np.uint8)
 
 
-def _image_row(run: RunDir, image_id: str) -> dict[str, Any]:
+def _image_row(run: OutputFolder, image_id: str) -> dict[str, Any]:
     rows = run.table("images", _IMAGE_COLUMNS, where=ds.field("image_id") == image_id)
     if not rows.num_rows:
         raise ValueError(f"{run.uri} has no image '{image_id}': give an image_id of its images")
@@ -243,18 +243,18 @@ def _image_row(run: RunDir, image_id: str) -> dict[str, Any]:
     return row
 
 
-def _picture_of_row(run: RunDir, row: Mapping[str, Any], max_side: int) -> Image:
+def _picture_of_row(run: OutputFolder, row: Mapping[str, Any], max_side: int) -> Image:
     if row["status"] != "ok":
         raise ValueError(str(row["error"]))
-    source = (run.manifest() or {}).get("config", {}).get("source", {})
+    source = (run.run_record() or {}).get("config", {}).get("source", {})
     depth = DepthConfig(**source.get("depth", {}))
     limit = source.get("max_pixels", MAX_PIXELS)
     image = decode_image(read_bytes(row["uri"]), limit, depth)
     return _compose(run, row, _fitted(image, max_side), 0.3)
 
 
-def _compose(run: RunDir, row: Mapping[str, Any], image: Image, min_score: float) -> Image:
-    manifest = run.manifest() or {}
+def _compose(run: OutputFolder, row: Mapping[str, Any], image: Image, min_score: float) -> Image:
+    manifest = run.run_record() or {}
     zoom = np.tile([image.shape[1] / row["width"], image.shape[0] / row["height"]], 2)
     found = _found(run, row["image_id"], min_score, manifest)
     names = found.class_names
@@ -288,10 +288,10 @@ class _Found:
     class_names: list[str]
 
 
-def _found(run: RunDir, image_id: str, min_score: float, manifest: Mapping[str, Any]) -> _Found:
+def _found(run: OutputFolder, image_id: str, min_score: float, record: Mapping[str, Any]) -> _Found:
     where = (ds.field("image_id") == image_id) & (ds.field("score") >= min_score)
     table = run.table("detections", ("label", "score", *_BOX_COLUMNS), where=where)
-    listed = [str(name) for name in manifest.get("class_names") or []]
+    listed = [str(name) for name in record.get("class_names") or []]
     labels = table["label"].to_pylist()
     names = list(dict.fromkeys([*listed, *sorted(set(labels))]))  # colours by place in the run
     return _Found(
@@ -302,7 +302,9 @@ def _found(run: RunDir, image_id: str, min_score: float, manifest: Mapping[str, 
     )
 
 
-def _looked_at(run: RunDir, image_id: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _looked_at(
+    run: OutputFolder, image_id: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """FocusChips [M, 4] in original px and their scales [M]; none where they were turned off."""
     if not run.has_table("chips"):
         return np.zeros((0, 4)), np.zeros(0, np.int64)
@@ -365,7 +367,7 @@ def _fitted(image: Image, max_side: int) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)
 
 
-def _sample_ids(run: RunDir, limit: int) -> list[str]:
+def _sample_ids(run: OutputFolder, limit: int) -> list[str]:
     """Evenly spaced ids of ok images, of those with detections where there are any."""
     is_ok = ds.field("status") == "ok"
     for where in (is_ok & (ds.field("num_detections") > 0), is_ok):
@@ -378,7 +380,7 @@ def _sample_ids(run: RunDir, limit: int) -> list[str]:
 
 
 def _write_page(
-    run: RunDir, target: Path, pictures: list[Picture], failures: list[tuple[str, str]]
+    run: OutputFolder, target: Path, pictures: list[Picture], failures: list[tuple[str, str]]
 ) -> None:
     failed = ds.field("status") == "error"
     rows = run.table("images", ("image_id", "error"), where=failed, limit=MAX_LISTED_FAILURES)
@@ -390,7 +392,7 @@ def _write_page(
     unread = sum(i not in set(rows["image_id"].to_pylist()) for i, _ in failures)
     page = gallery_page(
         f"Pictures of {run.uri}",
-        run.manifest(),
+        run.run_record(),
         pictures,
         listed,
         num_failed=run.count("images", failed) + unread,

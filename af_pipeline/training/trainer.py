@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from af_pipeline.config import dump_config, load_config
 from af_pipeline.models.checkpoint import build_detector
 from af_pipeline.models.weights import start_from
-from af_pipeline.output.identity import claim_folder
+from af_pipeline.output.folder import OutputFolder
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.train import TrainConfig
 from af_pipeline.sniper.stream import ChipStream
@@ -33,6 +33,7 @@ from af_pipeline.training.data import (
     look_at_data,
 )
 from af_pipeline.training.disk_space import mend_list, no_space, out_of_space
+from af_pipeline.training.identity import identity
 from af_pipeline.training.log import run_folder
 from af_pipeline.training.loop import BEST_FILE, MODEL_FILE, train_worker
 
@@ -117,7 +118,8 @@ def _check(config: TrainConfig) -> dict[str, Any]:
         print(start_from(detector, config.model.weights))
     stream = build_stream(config, dataset)
     _tell_chips(config, stream)
-    claim_folder(run_folder(config), config, names, dataset)
+    folder = OutputFolder.at(str(run_folder(config)), work="training", setting="run.name")
+    folder.claim(identity(config, names, dataset))
     return {
         "train": dump_config(config),
         "index": dump_config(index) if index else None,

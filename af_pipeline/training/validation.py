@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from af_pipeline.core.cascade import run_cascade
-from af_pipeline.core.schema import ImageRow
+from af_pipeline.core.schema import ImageRow, rows_to_table
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.annotations.load import to_coco
 from af_pipeline.evaluation.coco import evaluate_detections
@@ -60,7 +60,7 @@ def score(found: Sequence[Found], dataset: AnnotatedDataset) -> dict[str, float]
         raise BrokenImageError("no image of data.val can be used: see jobs/train.py --check")
     rows = [row for row, _ in found]
     dataset = replace(dataset, images=tuple(image for _, image in found))
-    table = detections_table(rows, dataset.class_names)
+    table = detections_table(rows_to_table(rows, stored=True), dataset.class_names)
     overall = evaluate_detections(to_coco(dataset), table).overall
     processed = sum(sum(row.ledger.pixels) for row in rows)
     pyramid = sum(row.ledger.pixels_pyramid for row in rows)

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.indexing import index, meter, passes, run_budget
+from af_pipeline.indexing import estimate, index, meter, passes
 from af_pipeline.indexing.graph import detecting_stages
 from af_pipeline.indexing.meter import Counter
-from af_pipeline.indexing.stages import StackStage
+from af_pipeline.indexing.stages import SampleStage, StackStage
 from af_pipeline.indexing.watch import heed
 
 
@@ -33,7 +33,7 @@ class Graph:
         self, config: Any, parts: Any, filesystem: Any, settings: Any, pools: Any, alone: bool
     ) -> None:
         self.parts, self.filesystem = parts, filesystem
-        self.rows_per_block = 1 if alone else config.ray.rows_per_block
+        self.rows_per_block = 1 if alone else config.rows_per_block
         self.stages = [kind(own) for kind, own in detecting_stages(settings, pools)]
         self.stages.append(StackStage(settings.plan, settings.counter, alone))
         self.judge: Any = None
@@ -72,7 +72,7 @@ def no_progress(total: int, stages: Any, *_: object) -> Iterator[Here]:
 
 
 def look_at_sample(table: pa.Table, settings: Any, *_: object) -> list[Any]:
-    stage = run_budget.SampleStage(settings)
+    stage = SampleStage(settings)
     stage(table)
     return stage.worths
 
@@ -88,4 +88,4 @@ def replace_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "build_graph", Graph)
     monkeypatch.setattr(passes, "watched", watched)
     monkeypatch.setattr(passes, "run_graph", run_graph)
-    monkeypatch.setattr(run_budget, "look_at_sample", look_at_sample)
+    monkeypatch.setattr(estimate, "look_at_sample", look_at_sample)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from af_pipeline.core.schema import STORED_ROW
 from af_pipeline.indexing.index import index
 from tests.helpers.planted import (
     CLOCKS,
@@ -21,6 +22,7 @@ from tests.helpers.planted import (
 )
 
 IMAGES = 8
+NO_ROWS = STORED_ROW.empty_table()
 TABLES = ("detections", "images", "chips")
 BROKEN_JSON = [b"", b'{"job": "ind', b"[]", b"\xff\xfe\x00\x01", b"[" * 100_000]
 

@@ -14,7 +14,7 @@ from af_pipeline.core.cascade import Prediction
 from af_pipeline.data.manifest import SourceImage
 from af_pipeline.indexing import passes, resume
 from af_pipeline.indexing.index import dry_run, index
-from af_pipeline.indexing.lost_blocks import GraphError
+from af_pipeline.indexing.meter import GraphError
 from af_pipeline.indexing.stages import ActorFault, DetectorSource
 from tests.helpers.planted import (
     CLASS_NAMES,

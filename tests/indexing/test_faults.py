@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from af_pipeline.core.cascade import Prediction
 from af_pipeline.indexing.index import index
-from af_pipeline.indexing.lost_blocks import GraphError
+from af_pipeline.indexing.meter import GraphError
 from af_pipeline.indexing.stages import DetectorSource
 from af_pipeline.output.account import Outcome
 from tests.helpers.planted import (

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from af_pipeline.core.schema import CHIPS, DETECTIONS, IMAGES, STORED_ROW
+from af_pipeline.core.schema import CHIPS, DETECTIONS, IMAGES, STORED_ROW, rows_to_table
 from af_pipeline.indexing.index import index
 from af_pipeline.output.account import Outcome, summary
 from af_pipeline.output.tables import chips_table, detections_table
@@ -181,14 +181,15 @@ def test_summary_names_the_errors(run: Outcome) -> None:
 def check_as_in_process(run: Outcome, config: IndexConfig, folder: Path) -> None:
     """The graph's detections and chips are bit for bit those of the cascade in this process."""
     rows = [cascade_row(config, folder / name) for name in PLAIN]
+    stored = rows_to_table(rows, stored=True)
     wanted = by_image(run.root, "detections")
-    made = detections_table(rows, CLASS_NAMES).to_pylist()
+    made = detections_table(stored, CLASS_NAMES).to_pylist()
     for name in PLAIN:
         own = [r for r in made if r["image_id"] == name]
         assert sorted(own, key=str) == wanted.get(name, [])
     if (run.root / "chips").exists():
         chips = [c for c in table(run.root, "chips").to_pylist() if c["image_id"] in PLAIN]
-        assert sorted(chips, key=str) == sorted(chips_table(rows).to_pylist(), key=str)
+        assert sorted(chips, key=str) == sorted(chips_table(stored).to_pylist(), key=str)
     costs = {r["image_id"]: r for r in table(run.root, "images").to_pylist()}
     for row in rows:
         assert costs[row.image_id]["pixels_per_scale"] == row.ledger.pixels

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.core.schema import ImageRow
+from af_pipeline.core.schema import ImageRow, rows_to_table
 from af_pipeline.indexing.index import index
-from af_pipeline.indexing.lost_blocks import GraphError
+from af_pipeline.indexing.meter import GraphError
 from af_pipeline.output.account import Outcome
-from af_pipeline.output.folder import GO_ON, OutputError, OutputLostError, RunFolder
+from af_pipeline.output.folder import OutputFolder
+from af_pipeline.output.place import GO_ON, OutputError, OutputLostError
 from af_pipeline.output.tables import chips_table, detections_table
 from tests.helpers.in_process import replace_ray
 from tests.helpers.planted import (
@@ -56,9 +57,10 @@ class Place:
         """What is in the tables is what the cascade finds in one go in this process."""
         config = index_config(self.images, self.out)
         rows = [cascade_row(config, path) for path in sorted(self.images.iterdir())]
+        stored = rows_to_table(rows, stored=True)
         detections, images, chips = self.tables()
-        assert detections == grouped(detections_table(rows, CLASS_NAMES).to_pylist())
-        assert chips == grouped(chips_table(rows).to_pylist())
+        assert detections == grouped(detections_table(stored, CLASS_NAMES).to_pylist())
+        assert chips == grouped(chips_table(stored).to_pylist())
         check_images(images, rows)
         assert table(self.out, "rows").num_rows == len(rows)
 
@@ -204,7 +206,7 @@ def test_an_image_written_twice_is_kept_once(tmp_path: Path) -> None:
     assert len(parts) == 3
     run_id = json.loads((place.out / "run.json").read_text())["run_id"]
     assert all(part.name.startswith(f"{run_id}_") for part in parts)
-    folder = RunFolder.at(str(place.out), run_id=run_id)
+    folder = OutputFolder.at(str(place.out), run_id=run_id)
     for some in ([0, 2], [1, 2]):
         folder.write_part(pa.concat_tables([pq.read_table(parts[number]) for number in some]))
     # Of a run that had the folder before.
@@ -221,7 +223,7 @@ def test_a_second_start_takes_over(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.add([1])
     place.run()
-    first = RunFolder.at(str(place.out)).open(json.loads((place.out / "plan.json").read_text()))
+    first = OutputFolder.at(str(place.out)).open(json.loads((place.out / "plan.json").read_text()))
     place.run()
     with pytest.raises(OutputLostError, match="another start of this job has taken"):
         first.check_owner()

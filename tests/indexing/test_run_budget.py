@@ -16,13 +16,12 @@ from af_pipeline.core.plan import Plan, with_gain_floor
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.images.decode import decode_image
 from af_pipeline.indexing import index as job
-from af_pipeline.indexing.estimate import sample_images
+from af_pipeline.indexing.estimate import floor_of, sample_images
 from af_pipeline.indexing.index import dry_run, index, list_source
 from af_pipeline.indexing.meter import MeteredPredictor
-from af_pipeline.indexing.run_budget import SampleStage, Worth, floor_of
-from af_pipeline.indexing.stages import DetectorSource, StageSettings
+from af_pipeline.indexing.stages import DetectorSource, SampleStage, StageSettings, Worth
 from af_pipeline.output.account import summary
-from af_pipeline.output.folder import OutputError
+from af_pipeline.output.place import OutputError
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 from tests.helpers.fakes import GradedPredictor, glow, make_plan, run_cascade
@@ -122,7 +121,7 @@ def test_a_run_takes_what_the_sample_says(tmp_path: Path, changes: dict[str, Any
     made = config(tmp_path, 1e9, **changes)
     plan = build_plan(made)
     assert plan.budget == BudgetRule(None, 0.0)
-    listed = list_source(made, None, tmp_path / "manifest.parquet")
+    listed = list_source(made.source, None, tmp_path / "manifest.parquet")
     stage = SampleStage(StageSettings(plan, detector(tmp_path, plan.pad), 10**9, threads=1))
     stage(sample_images(tmp_path / "manifest.parquet", listed, 32))
     worths = stage.worths

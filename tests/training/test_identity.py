@@ -8,8 +8,9 @@ import pytest
 
 from af_pipeline.config import config_from
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
-from af_pipeline.output.identity import claim_folder
+from af_pipeline.output.folder import OutputFolder
 from af_pipeline.settings.train import TrainConfig
+from af_pipeline.training.identity import identity
 
 
 def config(*sets: str) -> TrainConfig:
@@ -23,7 +24,8 @@ def data(left: float = 1.0) -> AnnotatedDataset:
 
 
 def claim(folder: Path, *sets: str, dataset: AnnotatedDataset | None = None) -> None:
-    claim_folder(folder, config(*sets), ("car",), dataset or data())
+    place = OutputFolder.at(str(folder), work="training", setting="run.name")
+    place.claim(identity(config(*sets), ("car",), dataset or data()))
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,6 @@ def test_a_damaged_plan_is_named_with_the_way_on(tmp_path: Path, content: bytes)
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").touch()
-    with pytest.raises(ValueError, match=r"choose another run\.name"):
+    with pytest.raises(ValueError, match=r"holds no training: choose an empty run\.name"):
         claim(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
