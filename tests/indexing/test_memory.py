@@ -55,7 +55,7 @@ def bytes_sent(table: pa.Table) -> int:
 
 
 def crop_bytes(table: pa.Table) -> int:
-    crops = [chip.pixels for row in table_to_rows(table) for chip in row.chips]
+    crops = [chip.pixels.array for row in table_to_rows(table) for chip in row.chips]
     return sum(crop.nbytes for crop in crops if crop is not None)
 
 
