@@ -38,9 +38,7 @@ GROUP BY label ORDER BY objects DESC"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Render, index, evaluate, query, draw; exit code 2 for input that cannot be used."""
     began = time.perf_counter()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--scenes", type=int, default=8, help="scenes to render (8)")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder (demo)")
     arguments = parser.parse_args(argv)

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from af_pipeline.cli import complain, config_parser, stoppable
-from af_pipeline.config import ConfigError, load_config
+from af_pipeline.config import load_config
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.tuning.options import TuneRule
 
@@ -31,17 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(IndexConfig, given.pop("config"), given.pop("sets"))
         rule = TuneRule(**given)
+        from af_pipeline.tuning.runner import show_progress
+        from af_pipeline.tuning.tune import tune
+
+        outcome = tune(config, rule, show_progress)
     except ValidationError as error:
         problem = error.errors()[0]
-        option = str(problem["loc"][0]).replace("_", "-")
+        option = "".join(map(str, problem["loc"][:1])).replace("_", "-")
         return complain(f"--{option}: {problem['msg']}", 2)
-    except ConfigError as error:
-        return complain(error, 2)
-    from af_pipeline.tuning.runner import show_progress
-    from af_pipeline.tuning.tune import tune
-
-    try:
-        outcome = tune(config, rule, show_progress)
     except (ValueError, OSError) as error:
         return complain(error, 2)
     print(*outcome.lines, sep="\n")

@@ -124,27 +124,29 @@ def write_pictures(
     """
     run = RunDir.open(out_dir)
     record = run.manifest()
+    known = record or {}
     chosen = _sample_ids(run, limit) if image_ids is None else list(image_ids)
     target.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
-    shown, failures = [], []
+    shown, failures = [], {}
     for number, image_id in enumerate(chosen, start=1):
         row = _image_row(run, image_id)
         try:
-            drawings = _drawings(run, record or {}, row, max_side)
+            drawings = _drawings(run, known, row, max_side)
         except (OSError, ValueError) as error:  # an unreadable image must not cost the others
-            failures.append((image_id, str(error)))
+            failures[image_id] = str(error)
             continue
         pictures = []
         for kind, drawing in drawings.items():
             paths.append(target / f"{number:03d}-{_safe_stem(image_id)}-{kind}.jpg")
             paths[-1].write_bytes(encode_jpeg(drawing.image))
-            pictures.append({"file_name": paths[-1].name, "caption": drawing.caption,
-                             "legend": drawing.legend})  # fmt: skip
-        caption = _caption(row, record or {})
-        shown.append({"image_id": image_id, "caption": caption, "pictures": pictures})
-    totals = (record or {}).get("totals")
-    rows = list(totals.items()) if isinstance(totals, Mapping) else []
+            pictures.append((paths[-1].name, drawing))
+        shown.append((image_id, _caption(row, known), pictures))
+    failed = ds.field("status") == "error"
+    table = run.table("images", ("image_id", "error"), where=failed, limit=MAX_LISTED_FAILURES)
+    in_run = {row["image_id"]: row["error"] for row in table.to_pylist()}
+    totals = known.get("totals")
+    rows = totals.items() if isinstance(totals, Mapping) else ()
     write_page(
         target / "index.html",
         "pictures.html",
@@ -152,7 +154,8 @@ def write_pictures(
         complete=record is not None,
         totals=Table((), [[str(key), _value(value)] for key, value in rows]),
         images=shown,
-        **_failure_tables(run, failures),
+        failures=Table(("image", "error"), list((failures | in_run).items())),
+        more_failures=run.count("images", failed) - len(in_run),
     )
     return paths
 
@@ -294,16 +297,3 @@ def _sample_ids(run: RunDir, limit: int) -> list[str]:
             places = np.linspace(0, len(ids) - 1, min(limit, len(ids))).round().astype(int)
             return [ids[i] for i in places]
     return []
-
-
-def _failure_tables(run: RunDir, failures: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The images without a picture, of the sample first, and how many more failed in the run."""
-    failed = ds.field("status") == "error"
-    table = run.table("images", ("image_id", "error"), where=failed, limit=MAX_LISTED_FAILURES)
-    in_run = {row["image_id"]: row["error"] for row in table.to_pylist()}
-    listed = dict(failures) | in_run
-    unread = sum(image_id not in in_run for image_id, _ in failures)
-    return {
-        "failures": Table(("image", "error"), list(listed.items())),
-        "more_failures": run.count("images", failed) + unread - len(listed),
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -18,18 +18,12 @@ def _in_order(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(sorted(set(values)))
 
 
+Number = TypeVar("Number")
+Positive = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Length = Annotated[int, Field(ge=0)]
 # Values with commas between, each once.
-Shares = Annotated[
-    tuple[Annotated[float, Field(ge=0, le=1)], ...],
-    BeforeValidator(_parts),
-    AfterValidator(_in_order),
-]
-Lengths = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_parts), AfterValidator(_in_order)
-]
-Areas = Annotated[
-    tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_parts), AfterValidator(_in_order)
-]
+Several = Annotated[tuple[Number, ...], BeforeValidator(_parts), AfterValidator(_in_order)]
 
 
 class TuneRule(Section):
@@ -50,13 +44,13 @@ class TuneRule(Section):
     )
     confirm: int = Field(5, ge=1, description="settings to run for real")
     workers: int = Field(2, ge=1, description="processes that replay")
-    thresholds: Shares = Field(
+    thresholds: Several[Share] = Field(
         (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), description="probabilities tried, with commas between"
     )
-    dilations: Lengths = Field((1, 3), description="cells")
-    contexts: Lengths = Field((0, 8, 16), description="network px of the map's scale")
-    min_sizes: Lengths = Field((32, 64, 128), description="network px of the map's scale")
-    chip_costs: Areas = Field((), description="px of area; none: as configured")
+    dilations: Several[Length] = Field((1, 3), description="cells")
+    contexts: Several[Length] = Field((0, 8, 16), description="network px of the map's scale")
+    min_sizes: Several[Length] = Field((32, 64, 128), description="network px of the map's scale")
+    chip_costs: Several[Positive] = Field((), description="px of area; none: as configured")
     alpha: float | None = Field(
         None, gt=0, lt=1, description="certify: mean share of confident detections lost, at most"
     )

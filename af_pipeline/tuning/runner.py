@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,10 +24,8 @@ from af_pipeline.core.schema import ImageRow, rows_to_table, table_to_rows
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.tuning.replay import Record, load_record, record_image, save_record
 from af_pipeline.tuning.sample import SampleImage, read_sample
-from af_pipeline.tuning.search import Reference
+from af_pipeline.tuning.search import Progress, Reference
 
-# Wraps the items of a stage to show progress: items, description -> the same items.
-Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 Item = TypeVar("Item")
 
 

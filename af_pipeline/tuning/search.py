@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,8 @@ from af_pipeline.tuning.replay import Record, replay
 from af_pipeline.tuning.risk import lost_share
 
 Rules = tuple[ChipRule | None, ...]  # one a step; None: everything goes on
+# Wraps the items of a stage to show progress: items, description -> the same items.
+Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,22 @@ def true_positives(
 
 
 class Replayer:
-    """Scores settings on records, on several processors; use in a with statement."""
+    """Scores settings on records, on several processors; use in a with statement.
+
+    Trials are kept in a file, one json a line, so that none is made twice.
+    """
 
     def __init__(
-        self, records: Sequence[Record], plan: Plan, reference: Reference, workers: int
+        self, path: Path, records: Sequence[Record], plan: Plan, reference: Reference, workers: int
     ) -> None:
+        self.path = path
+        self.known: dict[Rules, Trial] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            if line.endswith("}"):  # the last may be half a line
+                scores = json.loads(line)
+                setting, stored = scores.pop("key"), scores.pop("rules")
+                rules = tuple(one and ChipRule(**one) for one in stored)
+                self.known[rules] = Trial("autofocus", setting, rules, scores)
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(
             workers, context, initializer=_start, initargs=(records, plan, reference)
@@ -172,41 +185,15 @@ class Replayer:
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def trials(self, settings: Sequence[Rules]) -> Iterator[Trial]:
-        """One trial a setting, in order, as soon as it is there."""
-        for rules, scores in zip(settings, self.pool.map(_score, settings), strict=True):
-            yield Trial("autofocus", setting_name(rules), rules, scores)
-
-
-class Trials:
-    """Trials kept in a file, one json a line, so that none is made twice."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[Rules, Trial] = {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            if line.endswith("}"):  # the last may be half a line
-                scores = json.loads(line)
-                setting, stored = scores.pop("key"), scores.pop("rules")
-                rules = tuple(one and ChipRule(**one) for one in stored)
-                self.known[rules] = Trial("autofocus", setting, rules, scores)
-
-    def fill(
-        self,
-        settings: Sequence[Rules],
-        replayer: Replayer,
-        progress: Callable[[Sequence[Any], str], Iterable[Any]],
-        what: str,
-    ) -> list[Trial]:
-        """A trial for each of ``settings``."""
+    def trials(self, settings: Sequence[Rules], progress: Progress, what: str) -> list[Trial]:
+        """A trial for each of ``settings``, in order."""
         missing = [rules for rules in settings if rules not in self.known]
-        new = replayer.trials(missing)
+        scored = self.pool.map(_score, missing)
         with self.path.open("a") as file:
-            for rules in progress(missing, what):
-                trial = self.known[rules] = next(new)
+            for rules, scores in zip(progress(missing, what), scored, strict=True):
+                trial = self.known[rules] = Trial("autofocus", setting_name(rules), rules, scores)
                 stored = [one and asdict(one) for one in rules]
-                line = {"key": trial.setting, "rules": stored, **trial.scores}
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps({"key": trial.setting, "rules": stored, **scores}) + "\n")
                 file.flush()
         return [self.known[rules] for rules in settings]
 

@@ -32,14 +32,14 @@ from af_pipeline.tuning.report import (
     write_report,
 )
 from af_pipeline.tuning.risk import certify, fewest_images
-from af_pipeline.tuning.runner import Progress, Runner, write_json
+from af_pipeline.tuning.runner import Runner, write_json
 from af_pipeline.tuning.sample import TuneSample, draw_sample, readable
 from af_pipeline.tuning.search import (
+    Progress,
     Reference,
     Replayer,
     Rules,
     Trial,
-    Trials,
     frontier,
     pick,
     rules_at,
@@ -94,20 +94,10 @@ def tune(config: IndexConfig, rule: TuneRule, progress: Progress) -> TuneOutcome
     tuning, notes = _prepare(config, rule, progress)
     records = tuning.runner.record(tuning.sample.tune, tuning.plan)
     pyramid, replayed = _search(tuning, records, progress)
-    runs = _runs(tuning, pick(replayed, pyramid, rule, rule.confirm))
-    rows, seconds = tuning.runner.confirm(
-        tuning.sample.tune, {trial.name: plan for trial, plan in runs}
-    )
-    reference = tuning.reference(rows["pyramid"])
-    scored = [
-        replace(one, scores=reference.score(rows[one.name]), seconds=seconds[one.name],
-                confirmed=True)
-        for one, _ in runs
-    ]  # fmt: skip
-    trials, chosen, kept = _choose(scored, rule)
-    rules = chosen.rules
+    reference, confirmed = _confirm(tuning, pick(replayed, pyramid, rule, rule.confirm))
+    trials, chosen, kept = _choose(confirmed, rule)
     notes.append(_choice(chosen, rule, kept))
-    guarantee = None
+    rules, guarantee = chosen.rules, None
     if rule.alpha is not None:
         rules, guarantee, text = _certify(tuning, rules, rule.alpha)
         notes.append(text)
@@ -115,25 +105,14 @@ def tune(config: IndexConfig, rule: TuneRule, progress: Progress) -> TuneOutcome
     path = rule.output / "config.yaml"
     settings = redact_tree(dump_config(tuned_config(config, rules, guarantee)))
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    images = [image.truth for image in tuning.sample.tune if image.truth is not None]
-    truth = images if len(images) == len(records) else []
-    bound: Records = []
-    shares: Records = []
-    if truth:
-        shown = [one for one in trials if one.setting == CONFIGURED or one.chosen]
-        focus_rule = tuning.focus_rule
-        bound, shares = bound_tables(records, truth, focus_rule, tuning.plan, [trials[0], *shown])
-    tables = {
-        "bound": bound,
-        "recall": recall_table(records, truth, reference, tuning.plan),
-        "points": [one.record() for one in (*trials, *frontier(replayed))],
-        "shares": shares,
-    }
+    tables = _tables(tuning, records, reference, trials)
+    tables["points"] = [one.record() for one in (*trials, *frontier(replayed))]
     page = write_report(tables, notes, rule.output / "report")
     points = [
         {**one.record(), "rules": [rule and asdict(rule) for rule in one.rules]} for one in trials
     ]
-    write_json(rule.output / "tune.json", {"notes": notes, "points": points, "oracle": shares})
+    found = {"notes": notes, "points": points, "oracle": tables["shares"]}
+    write_json(rule.output / "tune.json", found)
     lines = [*accuracy_lines(trials), *notes, f"settings    {path}", f"report      {page}"]
     return TuneOutcome(lines, kept)
 
@@ -194,13 +173,13 @@ def _search(
     rows = [replay(record, unfocused(tuning.plan)) for record in records]
     reference = tuning.reference(rows)
     pyramid = Trial("pyramid", scores=reference.score(rows))
-    store = Trials(tuning.rule.output / "trials.jsonl")
     beam: list[Rules] = [(None,) * len(base)]
     found: list[Trial] = []
-    with Replayer(records, tuning.plan, reference, tuning.rule.workers) as replayer:
+    path, workers = tuning.rule.output / "trials.jsonl", tuning.rule.workers
+    with Replayer(path, records, tuning.plan, reference, workers) as replayer:
         for step in reversed(range(len(base))):
             settings = rules_at(step, beam, base, tuning.rule)
-            found = store.fill(settings, replayer, progress, f"replay, step {step}")
+            found = replayer.trials(settings, progress, f"replay, step {step}")
             beam = [one.rules for one in pick(found, pyramid, tuning.rule, BEAM)]
     return pyramid, found
 
@@ -218,6 +197,19 @@ def _runs(tuning: Tuning, best: Sequence[Trial]) -> list[tuple[Trial, Plan]]:
     runs.append((Trial("tiles"), build_plan(config.model_copy(update={"mode": "tiles"}))))
     runs.append((Trial("autofocus", CONFIGURED, plan.rules), plan))
     return [*runs, *((trial, replace(plan, rules=trial.rules)) for trial in best)]
+
+
+def _confirm(tuning: Tuning, best: Sequence[Trial]) -> tuple[Reference, list[Trial]]:
+    """What was run for real, the full pyramid first, scored by the reference that it makes."""
+    runs = _runs(tuning, best)
+    plans = {trial.name: plan for trial, plan in runs}
+    rows, seconds = tuning.runner.confirm(tuning.sample.tune, plans)
+    reference = tuning.reference(rows["pyramid"])
+    return reference, [
+        replace(one, scores=reference.score(rows[one.name]), seconds=seconds[one.name],
+                confirmed=True)
+        for one, _ in runs
+    ]  # fmt: skip
 
 
 def _choose(trials: Sequence[Trial], rule: TuneRule) -> tuple[list[Trial], Trial, bool]:
@@ -244,6 +236,22 @@ def _choice(chosen: Trial, rule: TuneRule, kept: bool) -> str:
         return f"Chosen: {chosen.setting}, the cheapest that was run for real with {asked}."
     least = f"Written is {chosen.setting}, which loses least."
     return f"Nothing that was run keeps to: {asked}. {least}"
+
+
+def _tables(
+    tuning: Tuning, records: Sequence[Record], reference: Reference, trials: Sequence[Trial]
+) -> dict[str, Records]:
+    """The records of Figures 5 and 6; Figure 5 takes ground truth of every image."""
+    images = [image.truth for image in tuning.sample.tune if image.truth is not None]
+    truth = images if len(images) == len(records) else []
+    bound: Records = []
+    shares: Records = []
+    if truth:
+        shown = [one for one in trials if one.setting == CONFIGURED or one.chosen]
+        focus_rule, pyramid = tuning.focus_rule, trials[0]
+        bound, shares = bound_tables(records, truth, focus_rule, tuning.plan, [pyramid, *shown])
+    recall = recall_table(records, truth, reference, tuning.plan)
+    return {"bound": bound, "recall": recall, "shares": shares}
 
 
 def _certify(

@@ -14,7 +14,7 @@ def trial(method: str, pixels: float, seconds: float, *scores: float | None, **m
 
 TRIALS = [
     trial("pyramid", 4e6, 0.4, 0.4, 0.6, 0.35, None, 0.5, 0.25),
-    trial("autofocus", 1.380625e6, 0.138, *[0.39] * 6, setting="0.1", chosen=True),
+    trial("autofocus", 1.380625e6, 0.138, *[0.39] * 6, setting="t0.1", chosen=True),
     trial("tiles", 2e6, 0.8, *[None] * 6),
 ]
 
@@ -26,7 +26,7 @@ def test_the_table_by_hand() -> None:
     first, second, third = table.rows
     assert first[:8] == ["pyramid", None, "0.400", "0.600", "0.350", None, "0.500", "0.250"]
     assert first[8:] == ["4.000", "2000²", "0.400", "1.00", "1.00"]
-    assert second[:3] == ["autofocus", "0.1", "0.390"]
+    assert second[:3] == ["autofocus", "t0.1", "0.390"]
     assert second[8:] == ["1.381", "1175²", "0.138", "2.90", "2.90"]
     assert third[2:] == [None] * 6 + ["2.000", "1414²", "0.800", "2.00", "0.50"]
     assert table.is_number == [False, False, *[True] * 11]
@@ -36,6 +36,6 @@ def test_the_same_as_text() -> None:
     cells = [line.split() for line in accuracy_lines(TRIALS)]
     assert cells[2:] == [
         ["pyramid", "0.400", "0.600", "0.900", "4.000", "1.00", "0.400", "1.00"],
-        ["autofocus", "0.1", "*", "0.390", "0.390", "0.900", "1.381", "2.90", "0.138", "2.90"],
+        ["autofocus", "t0.1", "*", "0.390", "0.390", "0.900", "1.381", "2.90", "0.138", "2.90"],
         ["tiles", "-", "-", "0.900", "2.000", "2.00", "0.800", "0.50"],
     ]

@@ -19,7 +19,6 @@ from af_pipeline.tuning.search import (
     Reference,
     Replayer,
     Trial,
-    Trials,
     frontier,
     pick,
     rules_at,
@@ -123,24 +122,27 @@ def test_replays_in_processes_are_those_in_this_one_and_are_kept(tmp_path: Path)
     reference = Reference({row.image_id: row.detections for row in pyramid}, ("x",), None)
     grid = asked(thresholds=(0.5, 0.9), dilations=(1, 3), contexts=(0,), min_sizes=(64,))
     settings = rules_at(1, [(None, RULE)], (RULE, RULE), grid)
-    with Replayer(records, PLAN, reference, 2) as replayer:
-        trials = Trials(tmp_path / "t").fill(settings, replayer, lambda items, _: items, "replay")
+    made = (tmp_path / "t", records, PLAN, reference)
+    with Replayer(*made, 2) as replayer:
+        trials = replayer.trials(settings, lambda items, _: items, "replay")
     assert [one.rules for one in trials] == settings
     for one in trials:
         scores = reference.score([replay(each, replace(PLAN, rules=one.rules)) for each in records])
         assert one.scores == scores
     with (tmp_path / "t").open("a") as file:
         file.write('{"key": "half a li')  # as a kill leaves it
-    assert list(Trials(tmp_path / "t").known.values()) == trials
+    with Replayer(*made, 1) as replayer:
+        assert list(replayer.known.values()) == trials
 
 
 # ---- workers
 
 PARENT = """
 import multiprocessing, time
+from pathlib import Path
 from af_pipeline.tuning.search import Replayer
 if __name__ == "__main__":
-    replayer = Replayer([], None, None, 2)
+    replayer = Replayer(Path("none"), [], None, None, 2)
     for wait in [replayer.pool.submit(time.sleep, 1) for _ in range(2)]:
         wait.result()
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
