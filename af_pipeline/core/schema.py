@@ -303,7 +303,9 @@ def _chip_lists(lists: Sequence[Sequence[Chip]], stored: bool) -> pa.Array:
     children = [pa.array(a, kind.field(i).type) for i, a in enumerate(plain)]
     if not stored:
         children.append(pa.array([c.looked for c in chips], pa.bool_()))
-        children.append(_pixels([None if p is None else p.read(*p.size) for p in (c.pixels for c in chips)]))
+        children.append(
+            _pixels([None if p is None else p.read(*p.size) for p in (c.pixels for c in chips)])
+        )
     values = pa.StructArray.from_arrays(children, fields=list(kind))
     return _lists([len(one) for one in lists], values)
 

@@ -41,7 +41,7 @@ class Model:
         return cls(config, build_plan(config), load_predictor(config), names)
 
     @overload
-    def detect(self, images: Source) -> Result: ...
+    def detect(self, images: Source) -> Result: ...  # type: ignore[overload-overlap]
 
     @overload
     def detect(self, images: Sequence[Source]) -> list[Result]: ...
@@ -78,7 +78,7 @@ class Model:
             check_rgb(image)
             return image
         source = self.config.source
-        data = read_bytes(str(image), source.image_storage)
+        data = read_bytes(str(image), source.storage)
         try:
             return decode_image(data, source.max_pixels, source.depth)
         except ValueError as error:

@@ -75,7 +75,7 @@ class Result:
         """
         name = self.row.image_id if image_id is None else image_id
         corner, size = self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]
-        boxes = np.concatenate([corner, size], 1).round(2).tolist()
+        boxes = np.concatenate([corner, size], 1).astype(np.float64).round(2).tolist()
         return [
             {"image_id": name, "category_id": int(label) + 1, "bbox": box, "score": float(score)}
             for label, box, score in zip(self.labels, boxes, self.scores, strict=True)
@@ -87,8 +87,8 @@ class Result:
         Raises ValueError for another suffix, OSError where it cannot be written.
         """
         keep = self.scores >= min_score
-        names = [self.class_names[label] for label in self.labels[keep]]
-        drawn = draw_detections(self.image, self.boxes[keep], self.scores[keep], names)
+        found = self.boxes[keep], self.labels[keep], self.scores[keep]
+        drawn = draw_detections(self.image, *found, self.class_names)
         if path is not None:
             encode = {".png": encode_png, ".jpg": encode_jpeg, ".jpeg": encode_jpeg}
             suffix = Path(path).suffix.lower()

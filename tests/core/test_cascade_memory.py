@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from af_pipeline.core import views
-from af_pipeline.core.pixels import ArrayPixels
 from af_pipeline.core.cascade import Prediction, advance, look, start_row
 from af_pipeline.core.focus import STRIDE
 from af_pipeline.core.lanes import Lane, make_lanes
+from af_pipeline.core.pixels import ArrayPixels
 from af_pipeline.core.resize import resize, resize_part
 from af_pipeline.core.scales import Scale, scaled_size
 from af_pipeline.core.schema import Chip, ImageRow, rows_to_table
@@ -130,7 +130,9 @@ def test_resized_chips_are_held_up_to_the_limit(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(views, "HELD_PIXELS", 200_000)
     rng = np.random.default_rng(0)
     row = ImageRow("0", "", 600, 600)
-    row.chips = [Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, ArrayPixels(noise(rng, 130, 150))) for _ in range(6)]
+    row.chips = [
+        Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, ArrayPixels(noise(rng, 130, 150))) for _ in range(6)
+    ]
     seen = seen_by_tiles(row)
     cutter = views.Cutter(seen)
     lanes = make_lanes((128, 256))
@@ -148,7 +150,9 @@ def test_threads_cut_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "HELD_PIXELS", 100_000)  # one view: each thread wants another
     rng = np.random.default_rng(0)
     row = ImageRow("0", "", 600, 600)
-    row.chips = [Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, ArrayPixels(noise(rng, 130, 150))) for _ in range(6)]
+    row.chips = [
+        Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, ArrayPixels(noise(rng, 130, 150))) for _ in range(6)
+    ]
     seen = seen_by_tiles(row)
     lanes = make_lanes((128, 256))
     tiles = [t for i, view in enumerate(seen) for t in views.tiles_of(i, view, lanes)]

@@ -62,7 +62,7 @@ def make_chip(rng: np.random.Generator) -> Chip:
     x0, y0, width, height = (int(n) for n in rng.integers(1, 9, 4))
     pixels = rng.integers(0, 256, (2 * height, width, 3)).astype(np.uint8)[::2]  # not contiguous
     box = (x0, y0, x0 + width, y0 + height)
-    pending = pixels if rng.random() < 0.7 else None
+    pending = ArrayPixels(pixels) if rng.random() < 0.7 else None
     return Chip(
         int(rng.integers(0, 4)),
         int(rng.integers(-1, 300)),
@@ -144,7 +144,12 @@ def test_empty_tables_have_the_schema(stored: bool) -> None:
 def test_pixels_are_dropped_only_when_stored() -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     row = ImageRow(
-        "a", "b", chips=[Chip(1, 0, (3, 5, 7, 7), 0.5, 2.5, ArrayPixels(pixels)), Chip(0, 0, (0, 0, 9, 9), 1)]
+        "a",
+        "b",
+        chips=[
+            Chip(1, 0, (3, 5, 7, 7), 0.5, 2.5, ArrayPixels(pixels)),
+            Chip(0, 0, (0, 0, 9, 9), 1),
+        ],
     )
     (flying,) = table_to_rows(rows_to_table([row]))
     np.testing.assert_array_equal(flying.chips[0].pixels.array, pixels)

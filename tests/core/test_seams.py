@@ -6,9 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from af_pipeline.core.pixels import ArrayPixels
 from af_pipeline.core.cascade import Prediction, look
 from af_pipeline.core.lanes import make_lanes
+from af_pipeline.core.pixels import ArrayPixels
 from af_pipeline.core.plan import TileRule
 from af_pipeline.core.scales import Scale
 from af_pipeline.core.schema import Chip, ImageRow
