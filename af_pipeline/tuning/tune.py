@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from af_pipeline.config import config_hash, dump_config
-from af_pipeline.core.focus import ChipRule, FocusConfig, FocusLabelConfig, FocusRule
+from af_pipeline.core.focus import ChipRule, FocusRule
 from af_pipeline.core.plan import Plan, unfocused
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.data.secrets import redact_tree
@@ -156,14 +156,14 @@ def _prepare(config: IndexConfig, rule: TuneRule, progress: Progress) -> tuple[T
     if not used:
         raise ValueError("no image can be read: " + "; ".join([*bad, *worse][:3]))
     info = load_info(config.checkpoint)
-    labels = FocusLabelConfig.model_validate(info.training["config"]["focus_labels"])
+    labels = FocusRule(**info.training["config"]["focus_labels"])
     _open_folder(rule, config, sample)
     predict = load_predictor(config)
     runner = Runner(config, predict, rule.output, progress)
     plan = build_plan(config)
     notes = [f"{len(used)} images of {sample.source} to search on."]
     notes += [f"Left out, cannot be read: {line}" for line in bad + worse]
-    return Tuning(config, rule, sample, runner, plan, info.class_names, labels.build()), notes
+    return Tuning(config, rule, sample, runner, plan, info.class_names, labels), notes
 
 
 def _open_folder(rule: TuneRule, config: IndexConfig, sample: TuneSample) -> None:
@@ -216,7 +216,7 @@ def _plans(tuning: Tuning, best: Sequence[Mapping[str, Any]]) -> dict[str, Plan]
     plans = {"pyramid": unfocused(plan)}
     plans["whole"] = build_plan(config.model_copy(update={"mode": "whole"}))
     if len(plan.scales) > 2:
-        fine = replace(plan.scales[-2], valid_low=-1.0)
+        fine = replace(plan.scales[-2], valid_range=(-1, plan.scales[-2].valid_high))
         scales = (*plan.scales[:-2], fine)
         plans["two scales"] = unfocused(replace(plan, scales=scales))
     plans["tiles"] = build_plan(config.model_copy(update={"mode": "tiles"}))
@@ -354,7 +354,7 @@ def tuned_config(
 ) -> IndexConfig:
     """``config`` with ``rules`` as its focus settings."""
     steps = tuple(
-        FocusConfig(**asdict(rule)) if rule else own
+        ChipRule(**asdict(rule)) if rule else own
         for rule, own in zip(rules, config.focus.steps, strict=True)
     )
     focus = config.focus.model_copy(update={"steps": steps, "budget": None})
