@@ -132,7 +132,7 @@ def url() -> Iterator[str]:
         ("endless.jpg", r"has more than storage\.max_bytes=100000 bytes"),
         ("large.jpg", r"has 100001 bytes, more than storage\.max_bytes=100000"),
         ("dripping.jpg", r"less than storage\.min_rate=10000 bytes/s came"),
-        ("no_body.jpg", r"less than storage\.min_rate|400"),
+        ("no_body.jpg", r"less than storage\.min_rate|400|no answer within"),
         ("slow_headers.jpg", r"no answer within storage\.timeout_s"),
         ("bomb.jpg", r"has more than storage\.max_bytes=100000 bytes"),
         (

@@ -13,6 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from af_pipeline.config import ConfigError, config_from
 from af_pipeline.data.access import MissingSourceError, SourceError, Storage
 from af_pipeline.data.listing import list_files
 from af_pipeline.data.storage import (
@@ -27,6 +28,7 @@ from af_pipeline.data.storage import (
     range_uri,
     read_bytes,
 )
+from af_pipeline.settings.index import SourceConfig
 from tests.helpers.s3_server import Fault, Quiet, Server, faulty_s3, serve
 
 DATA = bytes(range(256)) * 400
@@ -321,6 +323,17 @@ def test_credentials_in_a_uri_are_refused(uri: str) -> None:
 def test_storage_that_cannot_work(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Storage(**fields)
+
+
+def test_storage_is_a_section_of_the_config() -> None:
+    found = config_from(SourceConfig, {"storage": {"attempts": 3}}, ["storage.max_bytes=9"], "f")
+    assert found.storage == Storage(attempts=3, max_bytes=9)
+    with pytest.raises(ConfigError, match=r"'storage\.endpont'; did you mean 'endpoint'"):
+        config_from(SourceConfig, {"storage": {"endpont": "x"}}, (), "f")
+    for secret in (f"https://k:{SECRET}@h", f"https://h?sig={SECRET}"):
+        with pytest.raises(ConfigError, match="endpoint") as caught:
+            config_from(SourceConfig, {"storage": {"endpoint": secret}}, (), "f")
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
