@@ -11,21 +11,34 @@ import difflib
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the message names the key and what to write."""
 
 
-class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, no inf or nan."""
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+RuleT = TypeVar("RuleT")
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+class Section(BaseModel):
+    """Base of the sections that only configs are made of: immutable, no unknown keys, no nan."""
+
+    model_config = ConfigDict(**_STRICT, frozen=True)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def rule(kind: type[RuleT]) -> type[RuleT]:
+    """Make a frozen dataclass that is a section of a config and what its algorithm is given."""
+    made: type[RuleT] = dataclass(frozen=True, config=_STRICT)(kind)  # type: ignore[assignment]
+    return made
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)
@@ -170,7 +183,7 @@ def _apply_override(kind: Any, tree: dict[str, Any], override: str) -> None:
     keys = path.split(".")
     for key in keys[:-1]:
         if isinstance(node, dict):
-            field = kind.model_fields.get(key) if kind else None
+            field = _fields(kind).get(key) if kind else None
             if node.get(key) is None:
                 node[key] = _missing(field, key, path)
             kind = _section_of(field.annotation) if field else None
@@ -185,7 +198,7 @@ def _missing(field: Any, key: str, path: str) -> Any:
         return {}
     default = field.default
     if isinstance(default, tuple):
-        return [dump_config(one) if isinstance(one, Section) else one for one in default]
+        return [dump_config(one) if _is_section(type(one)) else one for one in default]
     if any(get_origin(kind) is tuple for kind in (field.annotation, *get_args(field.annotation))):
         raise ConfigError(f"--set {path}: the file has no list {key!r}; give the whole list")
     return {}
@@ -228,7 +241,7 @@ def _origin_of(loc: tuple[str, ...], origin: str, overridden: Sequence[tuple[str
 
 def _explain(kind: type[Section], problem: Any) -> str:
     where = _dotted(problem["loc"]) or "config"
-    if problem["type"] != "extra_forbidden":
+    if problem["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
         message = problem["msg"].removeprefix("Value error, ")
         return f"{where}: {message}"
     valid = _valid_keys(kind, problem["loc"][:-1])
@@ -247,13 +260,22 @@ def _valid_keys(kind: Any, loc: Sequence[Any]) -> list[str]:
     for part in loc:
         if isinstance(part, int):
             continue
-        kind = _section_of(kind.model_fields[part].annotation)
-    return list(kind.model_fields)
+        kind = _section_of(_fields(kind)[part].annotation)
+    return list(_fields(kind))
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and (issubclass(kind, Section) or is_dataclass(kind))
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    found: dict[str, Any] = kind.__pydantic_fields__
+    return found
 
 
 def _section_of(annotation: Any) -> Any:
-    """The Section inside an annotation such as ``tuple[ScaleConfig, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    """The section inside an annotation such as ``tuple[Scale, ...]``."""
+    if _is_section(annotation):
         return annotation
     for argument in get_args(annotation):
         found = _section_of(argument)
@@ -262,12 +284,13 @@ def _section_of(annotation: Any) -> Any:
     return None
 
 
-def dump_config(config: Section) -> dict[str, Any]:
-    """The resolved config as plain JSON values."""
-    return config.model_dump(mode="json")
+def dump_config(config: Any) -> dict[str, Any]:
+    """The resolved config, or a section of it, as plain JSON values."""
+    dumped: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return dumped
 
 
-def dump_without(config: Section, exclude: Sequence[str] = ()) -> dict[str, Any]:
+def dump_without(config: Any, exclude: Sequence[str] = ()) -> dict[str, Any]:
     """The resolved config without some keys; ``a.b`` leaves out b of section a."""
     tree = dump_config(config)
     for key in exclude:
@@ -279,7 +302,7 @@ def dump_without(config: Section, exclude: Sequence[str] = ()) -> dict[str, Any]
     return tree
 
 
-def config_hash(config: Section, exclude: Sequence[str] = ()) -> str:
+def config_hash(config: Any, exclude: Sequence[str] = ()) -> str:
     """First 16 hex digits of the SHA-256 of the config's canonical JSON."""
     tree = dump_without(config, exclude)
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"))

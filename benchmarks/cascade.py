@@ -24,7 +24,7 @@ import pyarrow as pa
 from af_pipeline.config import load_config
 from af_pipeline.core.boxes import intersection_area
 from af_pipeline.core.cascade import run_block
-from af_pipeline.core.focus import FocusLabelConfig, FocusRule, focus_labels
+from af_pipeline.core.focus import FocusRule, focus_labels
 from af_pipeline.core.lanes import Lane
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.resize import resize
@@ -153,9 +153,9 @@ def main() -> int:
         results[mode] = report(mode, rows[mode], seconds[mode], names, truth_json, config)
         if mode == "autofocus":
             results[mode]["focus"] = chip_recall(rows[mode], truth, plans[mode])
-            rule = FocusLabelConfig.model_validate(
+            rule = FocusRule.model_validate(
                 load_info(config.checkpoint).training["config"]["focus_labels"]
-            ).build()
+            )
             results[mode]["focus_pixels"] = pixel_recall(images, plans[mode], predict, rule)
             for key in ("focus_pixels", "focus"):
                 for entry in results[mode][key]:

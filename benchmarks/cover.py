@@ -84,7 +84,7 @@ def main() -> int:
         size = (image.height, image.width)
         held = ImageBoxes(size, image.boxes, image.crowd)
         for s, level in enumerate(config.pyramid):
-            scale = level.build()
+            scale = level
             factor = scale.factor_for(*size)
             span = round(config.chips.size / factor)
             boxes = image.boxes[creates_chips(held, scale, 1.0, factor)]

@@ -41,9 +41,9 @@ def problem(folder: Path, text: str = INDEX, *overrides: str) -> str:
 
 def test_sections_become_plain_rules(tmp_path: Path) -> None:
     config = load(tmp_path)
-    assert config.pyramid[0].build() == Scale(0.5, valid_low=72, valid_high=-1)
-    assert config.pyramid[1].build() == Scale(None, 800, 1280)
-    assert config.focus.steps[0].build() == ChipRule(0.3, merge="paper", chip_cost=4096)
+    assert config.pyramid[0] == Scale(0.5, valid_range=(72, -1))
+    assert config.pyramid[1] == Scale(None, 800, 1280)
+    assert config.focus.steps[0] == ChipRule(0.3, merge="paper", chip_cost=4096)
     assert config.lanes.sides == (256, 512)
     assert config.mode == "autofocus"
 

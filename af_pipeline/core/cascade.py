@@ -263,10 +263,10 @@ def _seen_in_tiles(
     found, parts = [], []
     for tile, prediction in answer:
         boxes = prediction.boxes + np.array(tile.rect[:2] * 2)
-        cuts = cut_sides(boxes, tile.rect, size, plan.border)
-        leaves = ~border_keep(boxes, size, inner, plan.border)
+        cuts = cut_sides(boxes, tile.rect, size, plan.stack.border)
+        leaves = ~border_keep(boxes, size, inner, plan.stack.border)
         keep = ~leaves | cuts.any(1)
-        keep &= ~seen_further(boxes, cuts, tile.rect, rects, plan.border)
+        keep &= ~seen_further(boxes, cuts, tile.rect, rects, plan.stack.border)
         row.ledger.dropped_border += int((~keep).sum())
         count = int(keep.sum())
         found.append(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from af_pipeline.config import Section, Side
+from af_pipeline.config import Side, rule
 from af_pipeline.core.boxes import box_side, intersection_area
 
 STRIDE = 16  # network px of one FocusPixel
@@ -23,36 +23,53 @@ STRIDE = 16  # network px of one FocusPixel
 FOCUS, BACKGROUND, IGNORE = 1, 0, -1
 
 
-@dataclass(frozen=True)
+@rule
 class FocusRule:
-    """Sizes that make a FocusPixel, network px (square root of the box area).
+    """Object sizes that make a FocusPixel, sqrt(area) in network px (AutoFocus §3.1: a, b, c)."""
 
-    side < ``ignore_below``: -1; up to ``focus_below``: 1; up to ``ignore_until``: -1; else 0
-    (AutoFocus §3.1: a, b, c = 5, 64, 90).
-    """
+    ignore_below: float = Field(default=5, ge=0, description="smaller objects give no focus loss")
+    focus_below: float = Field(default=64, gt=0, description="smaller objects are FocusPixels")
+    ignore_until: float = Field(
+        default=90, gt=0, description="objects up to here give no focus loss"
+    )
 
-    ignore_below: float = 5.0
-    focus_below: float = 64.0
-    ignore_until: float = 90.0
+    @model_validator(mode="after")
+    def _order(self) -> FocusRule:
+        if not self.ignore_below < self.focus_below <= self.ignore_until:
+            raise ValueError(
+                "ignore_below < focus_below <= ignore_until must hold; found "
+                f"{self.ignore_below:g}, {self.focus_below:g}, {self.ignore_until:g}"
+            )
+        return self
 
 
-@dataclass(frozen=True)
+@rule
 class ChipRule:
-    """How a focus map becomes FocusChips; lengths in network px of the map's scale.
+    """How the focus map of one scale becomes the FocusChips of the next finer one."""
 
-    ``threshold``: probability at which a cell counts; ``dilation``: side of the square
-    structuring element, cells (1 = none); ``min_size``: least chip side; ``merge``: "paper" merges
-    chips that overlap or touch, "cost" merges two chips when one forward of their union is cheaper
-    than both; ``chip_cost``: price of one more chip, px of area, for "cost"; ``context``: what a
-    chip has around its cells at least, on each side.
-    """
-
-    threshold: float
-    dilation: int = 3
-    min_size: int = 128
-    merge: str = "cost"
-    chip_cost: float = 0.0
-    context: int = 0
+    threshold: float = Field(
+        default=0.1, ge=0, le=1, description="probability at which a cell counts"
+    )
+    dilation: int = Field(
+        default=3, ge=1, le=31, description="square structuring element, cells; 1: none"
+    )
+    min_size: Side = Field(
+        default=128, ge=16, description="least chip side, network px of this scale"
+    )
+    merge: Literal["cost", "paper"] = Field(
+        default="cost",
+        description="cost: merge where one forward of the union is cheaper; paper: touch",
+    )
+    chip_cost: float = Field(
+        default=4096,
+        ge=0,
+        description="price of one more chip, network px of this scale, for merge=cost",
+    )
+    context: Side = Field(
+        default=0,
+        ge=0,
+        description="least margin of a chip around its cells, network px of this scale",
+    )
 
 
 @dataclass(frozen=True)
@@ -338,52 +355,3 @@ def project_chips(
     moved = rects / scale + np.array([x0, y0, x0, y0])
     snapped = np.concatenate([np.floor(moved[:, :2] + 1e-6), np.ceil(moved[:, 2:] - 1e-6)], 1)
     return np.clip(snapped, [x0, y0, x0, y0], [x1, y1, x1, y1]).astype(np.int64)
-
-
-class FocusConfig(Section):
-    """How the focus map of one scale becomes the FocusChips of the next finer one."""
-
-    threshold: float = Field(0.1, ge=0, le=1, description="probability at which a cell counts")
-    dilation: int = Field(3, ge=1, le=31, description="square structuring element, cells; 1: none")
-    min_size: Side = Field(128, ge=16, description="least chip side, network px of this scale")
-    merge: Literal["cost", "paper"] = Field(
-        "cost", description="cost: merge where one forward of the union is cheaper; paper: touch"
-    )
-    chip_cost: float = Field(
-        4096, ge=0, description="price of one more chip, network px of this scale, for merge=cost"
-    )
-    context: Side = Field(
-        0, ge=0, description="least margin of a chip around its cells, network px of this scale"
-    )
-
-    def build(self) -> ChipRule:
-        """The plain `ChipRule`."""
-        return ChipRule(
-            self.threshold,
-            self.dilation,
-            self.min_size,
-            self.merge,
-            self.chip_cost,
-            self.context,
-        )
-
-
-class FocusLabelConfig(Section):
-    """Object sizes that make a FocusPixel, sqrt(area) in network px (AutoFocus §3.1: a, b, c)."""
-
-    ignore_below: float = Field(5, ge=0, description="smaller objects give no focus loss")
-    focus_below: float = Field(64, gt=0, description="smaller objects are FocusPixels")
-    ignore_until: float = Field(90, gt=0, description="objects up to here give no focus loss")
-
-    @model_validator(mode="after")
-    def _order(self) -> FocusLabelConfig:
-        if not self.ignore_below < self.focus_below <= self.ignore_until:
-            raise ValueError(
-                "ignore_below < focus_below <= ignore_until must hold; found "
-                f"{self.ignore_below:g}, {self.focus_below:g}, {self.ignore_until:g}"
-            )
-        return self
-
-    def build(self) -> FocusRule:
-        """The plain `FocusRule`."""
-        return FocusRule(self.ignore_below, self.focus_below, self.ignore_until)

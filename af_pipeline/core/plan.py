@@ -33,7 +33,7 @@ class Plan:
     ``scales`` coarse to fine, as many as are run; ``pyramid`` all scales of the full pyramid,
     for the account; ``rules[i]`` makes the chips of scale i+1 out of the focus map of scale i,
     None: every chip goes on whole (modes pyramid and tiles). ``windows``: the tiles of the finest
-    scale (mode tiles), None: see `tiling`. ``border`` and ``overlap`` in network px. ``pad``: crops
+    scale (mode tiles), None: see `tiling`. ``overlap`` in network px. ``pad``: crops
     are padded to their lane and batched across images; else batches hold crops of one shape and
     image. ``fill``: chips grow to their lane's shape. ``budget``: None: every candidate becomes a
     chip.
@@ -46,7 +46,6 @@ class Plan:
     stack: StackRule
     windows: TileRule | None = None
     overlap: int = 128
-    border: float = 4.0
     batch_pixels: int = 1
     pad: bool = False
     fill: bool = False
@@ -67,7 +66,7 @@ class Plan:
         if self.windows is not None and scale == len(self.scales) - 1:
             side = min(side, self.windows.side)
             return TileRule(side, min(self.windows.overlap, side - 3 * TILE_STEP))
-        object_side = max(0.0, self.scales[scale].valid_high) * factor + 2 * self.border
+        object_side = max(0.0, self.scales[scale].valid_high) * factor + 2 * self.stack.border
         wanted = -(-int(np.ceil(object_side)) // TILE_STEP) * TILE_STEP
         most = min(side // 2, side - 3 * TILE_STEP) // TILE_STEP * TILE_STEP
         return TileRule(side, max(self.overlap, min(wanted, most)))

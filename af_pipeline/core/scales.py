@@ -7,31 +7,72 @@ square root of a box's area in original image px.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from af_pipeline.config import Section, Side
+from af_pipeline.config import Side, rule
 from af_pipeline.core.boxes import box_side
 
+OPEN = (-1.0, -1.0)  # a valid range that holds every size
 
-@dataclass(frozen=True)
+
+@rule
 class Scale:
-    """One level of the pyramid.
+    """One level of the pyramid: ``factor``, or the paper's resolution rule (SNIPER §3.1).
 
-    Either ``factor`` (network px per original px) or ``min_side`` and ``max_side`` (the paper's
-    resolution rule, SNIPER §3.1; -1 leaves a bound out). ``valid_low`` < side <= ``valid_high``
-    in original px; -1 leaves a bound out.
+    An object belongs to it whose side (square root of its box's area) lies in ``valid_range``,
+    low < side <= high.
     """
 
-    factor: float | None = None
-    min_side: int = -1
-    max_side: int = -1
-    valid_low: float = -1.0
-    valid_high: float = -1.0
+    factor: float | None = Field(
+        default=None,
+        ge=0.001,
+        le=16,
+        description="network px per original px; enlarged by more, it blurs",
+    )
+    min_side: Side = Field(
+        default=-1, description="paper's rule: shorter side, network px; -1: none"
+    )
+    max_side: Side = Field(
+        default=-1, description="paper's rule: cap of the longer side, network px"
+    )
+    valid_range: tuple[float, float] = Field(
+        default=OPEN,
+        description="sqrt(area) of objects this scale answers for, original px; -1: open",
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Scale:
+        for name, side in (("min_side", self.min_side), ("max_side", self.max_side)):
+            if side < 1 and side != -1:
+                raise ValueError(f"{name} must be 1 px or more, or -1 for none; found {side}")
+        if self.factor is None and self.min_side < 0 and self.max_side < 0:
+            raise ValueError("give factor, or min_side and max_side")
+        if self.factor is not None and (self.min_side > 0 or self.max_side > 0):
+            raise ValueError("give factor or min_side/max_side, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _range(self) -> Scale:
+        low, high = self.valid_range
+        if (low < 0 and low != -1) or (high <= 0 and high != -1):
+            raise ValueError(f"valid_range takes px, or -1 for open; found {low:g} to {high:g}")
+        if high > 0 and low >= high:
+            raise ValueError(f"valid_range must rise; found {low:g} to {high:g}")
+        return self
+
+    @property
+    def valid_low(self) -> float:
+        """Sides up to here are too small, original px; -1: none is."""
+        return self.valid_range[0]
+
+    @property
+    def valid_high(self) -> float:
+        """Sides above are too large, original px; -1: none is."""
+        return self.valid_range[1]
 
     def factor_for(self, height: int, width: int) -> float:
         """Resize factor of an image of ``height`` x ``width`` original px."""
@@ -76,45 +117,7 @@ def pyramid_pixels(height: int, width: int, scales: tuple[Scale, ...]) -> int:
     return total
 
 
-class ScaleConfig(Section):
-    """One pyramid level, coarse to fine: either ``factor`` or a resolution rule."""
-
-    factor: float | None = Field(
-        None, ge=0.001, le=16, description="network px per original px; enlarged by more, it blurs"
-    )
-    min_side: Side = Field(-1, description="paper's rule: shorter side, network px; -1: none")
-    max_side: Side = Field(-1, description="paper's rule: cap of the longer side, network px")
-    valid_range: tuple[float, float] = Field(
-        (-1, -1), description="sqrt(area) of objects this scale answers for, original px; -1: open"
-    )
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> ScaleConfig:
-        for name, side in (("min_side", self.min_side), ("max_side", self.max_side)):
-            if side < 1 and side != -1:
-                raise ValueError(f"{name} must be 1 px or more, or -1 for none; found {side}")
-        if self.factor is None and self.min_side < 0 and self.max_side < 0:
-            raise ValueError("give factor, or min_side and max_side")
-        if self.factor is not None and (self.min_side > 0 or self.max_side > 0):
-            raise ValueError("give factor or min_side/max_side, not both")
-        return self
-
-    @model_validator(mode="after")
-    def _range(self) -> ScaleConfig:
-        low, high = self.valid_range
-        if (low < 0 and low != -1) or (high <= 0 and high != -1):
-            raise ValueError(f"valid_range takes px, or -1 for open; found {low:g} to {high:g}")
-        if high > 0 and low >= high:
-            raise ValueError(f"valid_range must rise; found {low:g} to {high:g}")
-        return self
-
-    def build(self) -> Scale:
-        """The plain `Scale`."""
-        low, high = self.valid_range
-        return Scale(self.factor, self.min_side, self.max_side, low, high)
-
-
-def check_pyramid(scales: Sequence[ScaleConfig]) -> None:
+def check_pyramid(scales: Sequence[Scale]) -> None:
     """Raise ValueError unless there are scales, coarse to fine as far as they compare."""
     if not scales:
         raise ValueError("pyramid needs at least one scale")

@@ -6,32 +6,41 @@ Source: AutoFocus (ICCV 2019) §3.3; soft-NMS: Bodla et al., ICCV 2017, eq. 2 (G
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from af_pipeline.config import Count, Section
+from af_pipeline.config import Count, rule
 from af_pipeline.core.boxes import box_area, iou_matrix
 
 PAIRS_PER_BOX = 32  # that may overlap; more are not listed at once: memory stays O(N)
 
 
-@dataclass(frozen=True)
+@rule
 class StackRule:
-    """method "soft" (Gaussian, ``sigma``) or "hard" (``iou``); lowest score and number kept.
+    """Focus stacking: how the detections of all scales become one list.
 
     `suppress` leaves the number to its caller, who counts what is cut off.
     """
 
-    method: str = "soft"
-    sigma: float = 0.55
-    iou: float = 0.5
-    min_score: float = 0.01
-    max_detections: int = 5000
-    class_agnostic: bool = False
+    method: Literal["soft", "hard"] = Field(
+        default="soft", description="Gaussian soft-NMS or plain NMS"
+    )
+    sigma: float = Field(default=0.55, gt=0, description="soft-NMS width (AutoFocus: 0.55)")
+    iou: float = Field(default=0.5, gt=0, le=1, description="plain NMS: overlap that suppresses")
+    min_score: float = Field(default=0.01, ge=0, le=1, description="lowest score written")
+    max_detections: Count = Field(
+        default=5000, ge=1, description="kept per image; images/ counts the others as dropped_image"
+    )
+    class_agnostic: bool = Field(default=False, description="suppress across classes")
+    border: float = Field(
+        default=4, ge=0, description="a box this near an inner chip edge is dropped, network px"
+    )
+    valid_ranges: bool = Field(
+        default=True, description="drop what lies outside its scale's valid range"
+    )
 
 
 def border_keep(
@@ -57,8 +66,6 @@ def suppress(
     ``rule.min_score``. Memory is O(N): the pairs of boxes that overlap are listed where there are
     at most `PAIRS_PER_BOX` a box, else boxes are swept along x, pick by pick.
     """
-    if rule.method not in ("soft", "hard"):
-        raise ValueError(f"method {rule.method!r} is unknown: use 'soft' or 'hard'")
     alive = np.flatnonzero(scores >= rule.min_score)
     box, score = boxes[alive].astype(np.float64), scores[alive].astype(np.float64)
     groups = np.zeros(len(alive), np.int64) if rule.class_agnostic else labels[alive]
@@ -186,20 +193,3 @@ def _decay(overlap: NDArray[np.float64], rule: StackRule) -> NDArray[np.float64]
     if rule.method == "hard":
         return (overlap <= rule.iou).astype(np.float64)
     return np.exp(-(overlap**2) / rule.sigma)
-
-
-class StackConfig(Section):
-    """Focus stacking: how the detections of all scales become one list."""
-
-    method: Literal["soft", "hard"] = Field("soft", description="Gaussian soft-NMS or plain NMS")
-    sigma: float = Field(0.55, gt=0, description="soft-NMS width (AutoFocus: 0.55)")
-    iou: float = Field(0.5, gt=0, le=1, description="plain NMS: overlap that suppresses")
-    min_score: float = Field(0.01, ge=0, le=1, description="lowest score written")
-    max_detections: Count = Field(
-        5000, ge=1, description="kept per image; images/ counts the others as dropped_image"
-    )
-    border: float = Field(
-        4, ge=0, description="a box this near an inner chip edge is dropped, network px"
-    )
-    class_agnostic: bool = Field(False, description="suppress across classes")
-    valid_ranges: bool = Field(True, description="drop what lies outside its scale's valid range")

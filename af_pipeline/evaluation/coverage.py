@@ -72,10 +72,10 @@ def _in_chips(
         local = (boxes - [x0, y0, x0, y0]) * factor  # network px of the chip
         inner = (x0 > 0, y0 > 0, x1 < width, y1 < height)
         network = scaled_size(y1 - y0, x1 - x0, factor)
-        kept = whole & border_keep(local, network, inner, plan.border)
+        kept = whole & border_keep(local, network, inner, plan.stack.border)
         tiled = kept.copy()
         for axis, length in ((0, network[1]), (1, network[0])):
-            tiled &= _in_a_tile(local[:, [axis, axis + 2]], length, tiles, plan.border)
+            tiled &= _in_a_tile(local[:, [axis, axis + 2]], length, tiles, plan.stack.border)
         far = np.maximum(far, whole.astype(np.int64) + kept + tiled)
     return far
 

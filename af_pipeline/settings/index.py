@@ -12,11 +12,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from af_pipeline.config import Count, Section
-from af_pipeline.core.focus import FocusConfig
+from af_pipeline.core.focus import ChipRule
 from af_pipeline.core.lanes import LaneConfig
 from af_pipeline.core.plan import TilesConfig
-from af_pipeline.core.scales import ScaleConfig, check_pyramid
-from af_pipeline.core.stacking import StackConfig
+from af_pipeline.core.scales import Scale, check_pyramid
+from af_pipeline.core.stacking import StackRule
 from af_pipeline.data.access import Storage, StorageConfig, storage_of
 from af_pipeline.images.depth import DepthConfig
 from af_pipeline.settings.ray import RayConfig
@@ -25,7 +25,7 @@ from af_pipeline.settings.ray import RayConfig
 class FocusSection(Section):
     """From the focus maps to the FocusChips, and what they may cost."""
 
-    steps: tuple[FocusConfig, ...] = Field((), description="one per step to the next finer scale")
+    steps: tuple[ChipRule, ...] = Field((), description="one per step to the next finer scale")
     budget: float | None = Field(
         None, gt=0, description="network px to spend, padding included; None: what the maps ask for"
     )
@@ -120,7 +120,7 @@ class IndexConfig(Section):
     bf16: bool | Literal["auto"] = Field(
         "auto", description="bfloat16 autocast, same AP; auto: where the device computes in it"
     )
-    pyramid: tuple[ScaleConfig, ...] = Field(description="scales, coarse to fine")
+    pyramid: tuple[Scale, ...] = Field(description="scales, coarse to fine")
     focus: FocusSection = FocusSection()
     detector_score: float = Field(
         0.01, ge=0, le=1, description="lowest score kept per chip, where stack.min_score is lower"
@@ -140,7 +140,7 @@ class IndexConfig(Section):
     )
     lanes: LaneConfig = LaneConfig()
     tiles: TilesConfig = TilesConfig()
-    stack: StackConfig = StackConfig()
+    stack: StackRule = StackRule()
     ray: RayConfig = RayConfig()
     max_error_rate: float = Field(
         0.05,

@@ -8,7 +8,7 @@ from af_pipeline.core.budget import BudgetRule
 from af_pipeline.core.focus import ChipRule
 from af_pipeline.core.lanes import make_lanes
 from af_pipeline.core.plan import Plan, TileRule
-from af_pipeline.core.stacking import StackConfig, StackRule
+from af_pipeline.core.scales import OPEN
 from af_pipeline.settings.index import IndexConfig
 
 
@@ -19,28 +19,26 @@ def build_plan(config: IndexConfig) -> Plan:
     scale whole and one finer scale in tiles of a fixed size; whole: the coarsest scale alone.
     In the last two scales are missing, so those run answer for objects of every size.
     """
-    pyramid = tuple(scale.build() for scale in config.pyramid)
-    scales = pyramid
+    pyramid = scales = config.pyramid
     rules: tuple[ChipRule | None, ...] = (None,) * (len(scales) - 1)
     windows = None
     if config.mode == "autofocus":
-        rules = tuple(step.build() for step in config.focus.steps)
+        rules = config.focus.steps
     elif config.mode == "tiles":
         scales, rules = (pyramid[0], pyramid[config.tiles.scale]), (None,)
         windows = TileRule(config.tiles.side, config.tiles.overlap)
     elif config.mode == "whole":
         scales, rules = pyramid[:1], ()
     if config.mode in ("tiles", "whole") or not config.stack.valid_ranges:
-        scales = tuple(replace(scale, valid_low=-1.0, valid_high=-1.0) for scale in scales)
+        scales = tuple(replace(scale, valid_range=OPEN) for scale in scales)
     return Plan(
         scales=scales,
         pyramid=pyramid,
         rules=rules,
         lanes=make_lanes(config.lanes.sides),
-        stack=_stack_rule(config.stack),
+        stack=config.stack,
         windows=windows,
         overlap=config.lanes.overlap,
-        border=config.stack.border,
         batch_pixels=config.lanes.batch_pixels,
         pad=config.lanes.pad,
         fill=config.lanes.fill,
@@ -53,14 +51,3 @@ def _budget_rule(config: IndexConfig) -> BudgetRule | None:
     if config.mode != "autofocus" or config.focus.budget is None:
         return None
     return BudgetRule(config.focus.budget if config.focus.budget_per == "image" else None)
-
-
-def _stack_rule(stack: StackConfig) -> StackRule:
-    return StackRule(
-        stack.method,
-        stack.sigma,
-        stack.iou,
-        stack.min_score,
-        stack.max_detections,
-        stack.class_agnostic,
-    )

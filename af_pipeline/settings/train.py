@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from af_pipeline.config import Count, Section, Threads
-from af_pipeline.core.focus import FocusLabelConfig
-from af_pipeline.core.scales import ScaleConfig, check_pyramid
+from af_pipeline.core.focus import FocusRule
+from af_pipeline.core.scales import Scale, check_pyramid
 from af_pipeline.images.depth import DepthConfig
 from af_pipeline.settings.ray import RayConfig
 from af_pipeline.sniper.chips import ChipConfig
@@ -194,8 +194,8 @@ class TrainConfig(Section):
     classes: tuple[str, ...] | None = Field(None, description="none: those of data.train")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
-    pyramid: tuple[ScaleConfig, ...] = Field(description="scales, coarse to fine")
-    focus_labels: FocusLabelConfig = FocusLabelConfig()
+    pyramid: tuple[Scale, ...] = Field(description="scales, coarse to fine")
+    focus_labels: FocusRule = FocusRule()
     chips: ChipConfig = ChipConfig()
     optim: OptimConfig = OptimConfig()
     validation: ValidationConfig = ValidationConfig()

@@ -251,7 +251,8 @@ def _owned(image: ImageBoxes, level: _Level, chips: list[ChipWindow]) -> list[Ch
     if not chips:
         return []
     scale = level.scale
-    upper, lower = replace(scale, valid_low=-1.0), replace(scale, valid_high=-1.0)
+    low, high = scale.valid_range
+    upper, lower = replace(scale, valid_range=(-1, high)), replace(scale, valid_range=(low, -1))
     loose = lower if level.index == 0 else upper
     members = np.flatnonzero(loose.valid(image.boxes * level.change) & ~image.crowd)
     windows = np.array([chip.box for chip in chips], np.float32)

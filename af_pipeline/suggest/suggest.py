@@ -214,7 +214,7 @@ def _valid_ranges(chain: list[float], high: float) -> tuple[Scale, ...]:
     uppers = [*bounds, -1.0]
     lowers = [-1.0, *(neat(bound / OVERLAP) for bound in bounds)]
     scales = [
-        Scale(factor=factor, valid_low=lower, valid_high=upper)
+        Scale(factor=factor, valid_range=(lower, upper))
         for factor, lower, upper in zip(chain, lowers, uppers, strict=True)
     ]
     return tuple(reversed(scales))

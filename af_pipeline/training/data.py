@@ -195,8 +195,8 @@ def build_stream(config: TrainConfig, dataset: AnnotatedDataset | None) -> ChipS
         shares.append(share)
     repeats = class_repeats(dataset, data.class_power) if dataset and data.class_power else None
     rule = SampleRule(
-        scales=tuple(scale.build() for scale in config.pyramid),
-        focus=config.focus_labels.build(),
+        scales=config.pyramid,
+        focus=config.focus_labels,
         flips=config.chips.flips,
         colour=config.chips.colour,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from af_pipeline.core.lanes import LaneConfig
-from af_pipeline.core.stacking import StackConfig
+from af_pipeline.core.stacking import StackRule
 from af_pipeline.data.annotations.dataset import AnnotatedDataset
 from af_pipeline.data.manifest import SourceImage, local_version
 from af_pipeline.indexing.index import index
@@ -81,7 +81,7 @@ def proposal_config(config: TrainConfig, checkpoint: str, output: str) -> IndexC
         pyramid=config.pyramid,
         detector_score=0.0,
         detector_nms=mining.nms_iou,
-        stack=StackConfig(
+        stack=StackRule(
             method="hard",
             iou=mining.nms_iou,
             min_score=0.0,

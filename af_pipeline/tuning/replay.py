@@ -30,6 +30,7 @@ from af_pipeline.core.cascade import (
 from af_pipeline.core.chipping import focus_map
 from af_pipeline.core.focus import STRIDE
 from af_pipeline.core.plan import Plan, unfocused
+from af_pipeline.core.scales import OPEN
 from af_pipeline.core.schema import Detections, ImageRow, no_detections
 from af_pipeline.core.views import Tile, View, canvas_of
 
@@ -53,7 +54,7 @@ class Record:
 
 def full_pyramid(plan: Plan) -> Plan:
     """The plan that looks at every scale whole and keeps detections of any size."""
-    scales = tuple(replace(one, valid_low=-1.0, valid_high=-1.0) for one in plan.scales)
+    scales = tuple(replace(one, valid_range=OPEN) for one in plan.scales)
     return unfocused(replace(plan, scales=scales))
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import yaml
 
 from af_pipeline.config import config_hash, dump_config
-from af_pipeline.core.focus import ChipRule, FocusConfig, FocusLabelConfig, FocusRule
+from af_pipeline.core.focus import ChipRule, FocusRule
 from af_pipeline.core.plan import Plan, unfocused
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.data.secrets import redact_tree
@@ -130,14 +130,14 @@ def _prepare(config: IndexConfig, rule: TuneRule, progress: Progress) -> tuple[T
     if not used:
         raise ValueError("no image can be read: " + "; ".join([*bad, *worse][:3]))
     info = load_info(config.checkpoint)
-    labels = FocusLabelConfig.model_validate(info.training["config"]["focus_labels"])
+    labels = FocusRule(**info.training["config"]["focus_labels"])
     _open_folder(rule, config, sample)
     predict = load_predictor(config)
     runner = Runner(config, predict, rule.output, progress)
     plan = build_plan(config)
     notes = [f"{len(used)} images of {sample.source} to search on."]
     notes += [f"Left out, cannot be read: {line}" for line in bad + worse]
-    return Tuning(config, rule, sample, runner, plan, info.class_names, labels.build()), notes
+    return Tuning(config, rule, sample, runner, plan, info.class_names, labels), notes
 
 
 def _open_folder(rule: TuneRule, config: IndexConfig, sample: TuneSample) -> None:
@@ -192,7 +192,8 @@ def _runs(tuning: Tuning, best: Sequence[Trial]) -> list[tuple[Trial, Plan]]:
         (Trial("whole"), build_plan(config.model_copy(update={"mode": "whole"}))),
     ]
     if len(plan.scales) > 2:
-        scales = (*plan.scales[:-2], replace(plan.scales[-2], valid_low=-1.0))
+        fine = replace(plan.scales[-2], valid_range=(-1, plan.scales[-2].valid_high))
+        scales = (*plan.scales[:-2], fine)
         runs.append((Trial("two scales"), unfocused(replace(plan, scales=scales))))
     runs.append((Trial("tiles"), build_plan(config.model_copy(update={"mode": "tiles"}))))
     runs.append((Trial("autofocus", CONFIGURED, plan.rules), plan))
@@ -298,9 +299,7 @@ def tuned_config(
     config: IndexConfig, rules: Rules, guarantee: GuaranteeConfig | None
 ) -> IndexConfig:
     """``config`` with ``rules`` as its focus settings."""
-    steps = tuple(
-        FocusConfig(**asdict(rule)) if rule else own
-        for rule, own in zip(rules, config.focus.steps, strict=True)
-    )
+    pairs = zip(rules, config.focus.steps, strict=True)
+    steps = tuple(rule or own for rule, own in pairs)
     focus = config.focus.model_copy(update={"steps": steps, "budget": None})
     return config.model_copy(update={"focus": focus, "guarantee": guarantee})

@@ -28,7 +28,7 @@ from tests.helpers.fakes import (
 
 AUTOFOCUS, PYRAMID = make_plan("autofocus"), make_plan("pyramid")
 SEEDS = st.integers(0, 10**6)
-OPEN = tuple(replace(scale, valid_low=-1.0, valid_high=-1.0) for scale in SCALES)
+OPEN = tuple(replace(scale, valid_range=(-1.0, -1.0)) for scale in SCALES)
 
 
 def plain(row: ImageRow) -> dict:

@@ -1,7 +1,9 @@
 """From candidates to chips: what merging may cost, what filling and context add, what is kept."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,9 +112,8 @@ def test_merging_in_a_chip_never_costs(
     price = step_price(ImageRow("0", "", 1500, 1300), int(rng.integers(2)), plan_of(kind, pad=pad))
 
     def cost(chip_cost: float) -> float:
-        rects, *_ = chips_from_map(
-            focus, replace(rule, chip_cost=chip_cost), (height, width), price
-        )
+        own: Any = SimpleNamespace(**asdict(rule) | {"chip_cost": chip_cost})
+        rects, *_ = chips_from_map(focus, own, (height, width), price)
         return float(price.side(rects[:, 2:] - rects[:, :2]).prod(1).sum())
 
     # At a chip cost of less than nothing no two chips merge.

@@ -15,9 +15,9 @@ from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 
 PYRAMID = (
-    Scale(0.5, valid_low=72, valid_high=-1),
-    Scale(1.0, valid_low=34, valid_high=90),
-    Scale(2.0, valid_low=-1, valid_high=46),
+    Scale(0.5, valid_range=(72, -1)),
+    Scale(1.0, valid_range=(34, 90)),
+    Scale(2.0, valid_range=(-1, 46)),
 )
 
 
@@ -42,7 +42,7 @@ def test_autofocus_takes_chips_from_the_focus_maps() -> None:
         ChipRule(0.1, 3, 64, "cost", 4096),
     )
     assert plan.lanes == make_lanes((256, 512))
-    assert (plan.overlap, plan.batch_pixels, plan.border) == (96, 7, 4)
+    assert (plan.overlap, plan.batch_pixels, plan.stack.border) == (96, 7, 4)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_pyramid_sends_every_scale_on_whole() -> None:
 
 def test_whole_runs_the_coarsest_scale_for_every_size() -> None:
     plan = build_plan(config(mode="whole"))
-    assert plan.scales == (Scale(0.5, valid_low=-1, valid_high=-1),)
+    assert plan.scales == (Scale(0.5, valid_range=(-1, -1)),)
     assert plan.rules == ()
     assert plan.pyramid == PYRAMID  # what it is compared with
 
@@ -115,7 +115,7 @@ def test_valid_ranges_can_be_left_out_of_the_stacking(mode: str) -> None:
     assert plan.scales == (Scale(0.5), Scale(1.0), Scale(2.0))
     assert plan.pyramid == PYRAMID
     assert plan.rules == build_plan(plain).rules
-    assert replace(plan, scales=PYRAMID) == build_plan(plain)
+    assert replace(plan, scales=PYRAMID, stack=StackRule()) == build_plan(plain)
     assert build_plan(config(mode=mode, stack={"valid_ranges": True})) == build_plan(plain)
 
 
@@ -130,8 +130,7 @@ def test_every_field_of_the_stacking_arrives() -> None:
         "border": 9,
     }
     plan = build_plan(config(stack=stack))
-    assert plan.stack == StackRule("hard", 0.7, 0.3, 0.2, 11, True)
-    assert plan.border == 9
+    assert plan.stack == StackRule("hard", 0.7, 0.3, 0.2, 11, True, 9)
 
 
 def test_the_budget_of_an_image_is_the_plans_and_that_of_a_run_waits_for_its_floor() -> None:

@@ -65,19 +65,19 @@ def test_valid_ranges_are_open_below_and_closed_above(side: float, kept_by: set[
     kept = {
         name
         for name, (low, high) in RANGES.items()
-        if Scale(1.0, valid_low=low, valid_high=high).valid(box)[0]
+        if Scale(1.0, valid_range=(low, high)).valid(box)[0]
     }
     assert kept == kept_by
 
 
 def test_valid_compares_the_root_of_the_area() -> None:
     flat = np.array([[0, 0, 100, 25], [0, 0, 100, 100]], np.float32)
-    assert Scale(1.0, valid_high=50).valid(flat).tolist() == [True, False]
+    assert Scale(1.0, valid_range=(-1, 50)).valid(flat).tolist() == [True, False]
 
 
 def test_valid_range_in_network_px() -> None:
-    assert Scale(2.0, valid_low=-1, valid_high=46).valid_range_px(2.0) == (0.0, 92.0)
-    assert Scale(0.5, valid_low=72).valid_range_px(0.5) == (36.0, float("inf"))
+    assert Scale(2.0, valid_range=(-1, 46)).valid_range_px(2.0) == (0.0, 92.0)
+    assert Scale(0.5, valid_range=(72, -1)).valid_range_px(0.5) == (36.0, float("inf"))
 
 
 def test_scaled_size_is_never_empty() -> None:

@@ -10,8 +10,8 @@ from af_pipeline.core.stacking import border_keep
 from af_pipeline.evaluation.coverage import CAUSES, Looked, farthest
 from tests.helpers.fakes import make_plan
 
-COARSE = Scale(0.5, valid_low=50.0)
-FINE = Scale(2.0, valid_low=5.0, valid_high=60.0)
+COARSE = Scale(0.5, valid_range=(50.0, -1))
+FINE = Scale(2.0, valid_range=(5.0, 60.0))
 HEIGHT, WIDTH = 400, 600
 
 

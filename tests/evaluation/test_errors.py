@@ -16,7 +16,7 @@ from af_pipeline.evaluation.matches import matches_of
 from tests.evaluation.test_metrics import Json, annotation, detection, made_up, table_of
 from tests.helpers.fakes import make_plan
 
-SCALES = (Scale(0.5, valid_low=50.0), Scale(2.0, valid_low=5.0, valid_high=60.0))
+SCALES = (Scale(0.5, valid_range=(50.0, -1)), Scale(2.0, valid_range=(5.0, 60.0)))
 CHIPS = {"0.jpg": np.array([[1, 100, 100, 300, 300]])}
 # image, class, box, outcome
 OBJECTS: list[tuple[int, int, list[float], str]] = [

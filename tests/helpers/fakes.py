@@ -20,9 +20,9 @@ Image = NDArray[np.uint8]
 Boxes = NDArray[np.int64]
 
 SCALES = (
-    Scale(0.5, valid_low=72),
-    Scale(1.0, valid_low=34, valid_high=72),
-    Scale(2.0, valid_high=34),
+    Scale(0.5, valid_range=(72, -1)),
+    Scale(1.0, valid_range=(34, 72)),
+    Scale(2.0, valid_range=(-1, 34)),
 )
 # Sides of rectangles that one scale alone answers for.
 SMALL, MIDDLE, LARGE = (10, 30), (40, 64), (80, 160)

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from af_pipeline.core.lanes import Lane, LaneConfig
-from af_pipeline.core.scales import ScaleConfig
-from af_pipeline.core.stacking import StackConfig
+from af_pipeline.core.scales import Scale
+from af_pipeline.core.stacking import StackRule
 from af_pipeline.models.checkpoint import build_detector, load_detector, save_checkpoint
 from af_pipeline.models.dense import AutoFocusDetector
 from af_pipeline.models.info import CheckpointError, CheckpointInfo
@@ -188,7 +188,7 @@ def test_a_predictor_from_a_config(detector: AutoFocusDetector, tmp_path: Path) 
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, detector.state_dict(), CheckpointInfo(MODEL, ("a", "b", "c"), {}))
     config = IndexConfig(
-        pyramid=(ScaleConfig(factor=1.0),),
+        pyramid=(Scale(factor=1.0),),
         mode="whole",
         checkpoint=str(path),
         device="cpu",
@@ -196,7 +196,7 @@ def test_a_predictor_from_a_config(detector: AutoFocusDetector, tmp_path: Path) 
         detector_score=0.0,
         detector_nms=0.3,
         detector_max=30,
-        stack=StackConfig(min_score=0.0),
+        stack=StackRule(min_score=0.0),
         lanes=LaneConfig(pad=True),
     )
     loaded = load_predictor(config)

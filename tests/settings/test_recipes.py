@@ -50,7 +50,7 @@ def test_coco_recipes_train_on_the_published_file(recipe: str, tmp_path: Path) -
 def test_index_recipes_have_the_papers_numbers(recipe: str) -> None:
     config = load_config(IndexConfig, CONFIGS / f"index/{recipe}.yaml")
     for size, factors in NETWORK_PX.items():
-        found = [scale.build().factor_for(*size) for scale in config.pyramid]
+        found = [scale.factor_for(*size) for scale in config.pyramid]
         assert found == pytest.approx(factors, rel=1e-3)
     assert [s.valid_range for s in config.pyramid] == [(75, -1), (32, 180), (-1, 75)]
     steps = [(s.dilation, s.threshold, s.min_size / 16, s.merge) for s in config.focus.steps]

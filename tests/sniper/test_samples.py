@@ -123,7 +123,7 @@ def test_scale_changes_keep_boxes_on_the_pixels() -> None:
 
 def test_the_range_is_the_scales_whatever_the_change() -> None:
     """A resized chip answers for the sizes that the scale answers for in network px."""
-    scales = (Scale(0.5, valid_low=72), Scale(None, 320, 640, valid_low=30, valid_high=80))
+    scales = (Scale(0.5, valid_range=(72, -1)), Scale(None, 320, 640, valid_range=(30, 80)))
     how = SampleRule(scales, FocusRule(), "none", 0.0)
     for factor in (1.5, 2.0, 2.5):  # the nominal one of 160 x 200 px is 2
         sample = draw(0, planted((0, 0, 37, 37)), ChipWindow(1, factor, 0, 0, 96), how)

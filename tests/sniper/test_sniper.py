@@ -23,9 +23,9 @@ from af_pipeline.sniper.chips import (
 from af_pipeline.sniper.cover import holds, make_grid
 
 SCALES = (
-    Scale(0.5, valid_low=72),
-    Scale(1.0, valid_low=34, valid_high=90),
-    Scale(2.0, valid_high=46),
+    Scale(0.5, valid_range=(72, -1)),
+    Scale(1.0, valid_range=(34, 90)),
+    Scale(2.0, valid_range=(-1, 46)),
 )
 SIZE = 320
 SEEDS = st.integers(0, 10**6)
@@ -279,7 +279,11 @@ def test_one_chip_of_a_scale_owns_each_box(seed: int, count: int, height: int, w
     assert {window.owned for window in found if window.kind != "positive"} <= {()}
     for number, scale in enumerate(SCALES):
         own = [w for w in of_kind(found, "positive") if w.scale == number]
-        one_bound = replace(scale, valid_high=-1) if number == 0 else replace(scale, valid_low=-1)
+        one_bound = (
+            replace(scale, valid_range=(scale.valid_low, -1))
+            if number == 0
+            else replace(scale, valid_range=(-1, scale.valid_high))
+        )
         loose = one_bound.valid(image.boxes) & ~image.crowd
         spans = np.array([window.box for window in own], np.float32).reshape(-1, 4)
         shown = intersection_area(image.boxes, spans)

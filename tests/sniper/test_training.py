@@ -282,7 +282,7 @@ def test_scenes_alone(small_scenes: list[int]) -> None:
 
 def test_a_source_without_any_chip_says_so(tmp_path: Path) -> None:
     data = dataset(tmp_path, count=3)
-    nowhere = SampleRule((Scale(1.0, valid_low=1000),), FocusRule())
+    nowhere = SampleRule((Scale(1.0, valid_range=(1000, -1)),), FocusRule())
     for source in (files(data, chunk=2), files(AnnotatedDataset((), ("a",), (1,)))):
         chips = stream(source, rule=nowhere)
         with pytest.raises(ValueError, match="no box of the training data fits a chip at any sc"):
@@ -290,7 +290,7 @@ def test_a_source_without_any_chip_says_so(tmp_path: Path) -> None:
 
 
 def test_chunks_without_chips_are_passed_over(tmp_path: Path) -> None:
-    only_background = SampleRule((Scale(1.0, valid_low=1000),), FocusRule())
+    only_background = SampleRule((Scale(1.0, valid_range=(1000, -1)),), FocusRule())
     chips = stream(files(dataset(tmp_path), chunk=1), rule=only_background)
     refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 8)]
     assert [(ref.image, ref.epoch) for ref in refs] == [(3, n // 2) for n in range(8)]

@@ -59,8 +59,8 @@ def test_the_yaml_block_says_what_was_suggested(tmp_path: Path) -> None:
     statistics = dataset_statistics([size], [image.boxes], [image.labels], [image.crowd], ["a"])
     found = suggest(statistics)
     config = load(yaml_block(found), tmp_path)
-    assert [entry.build() for entry in config.pyramid] == [use.scale for use in found.scales]
-    assert config.focus_labels.build() == found.focus
+    assert list(config.pyramid) == [use.scale for use in found.scales]
+    assert config.focus_labels == found.focus
     model = config.model
     assert Anchors(model.anchor_sizes, model.anchor_ratios) == found.anchors
     blocks = report_text(statistics, found).split("-" * 80 + "\n")[1:]

@@ -28,7 +28,7 @@ from af_pipeline.training.step import (
     train_step,
 )
 
-RULE = SampleRule((Scale(1.0, valid_low=12, valid_high=50),), FocusRule(), "all", 0.0)
+RULE = SampleRule((Scale(1.0, valid_range=(12, 50)),), FocusRule(), "all", 0.0)
 
 
 def optim_rule(**changes: Any) -> OptimRule:
