@@ -22,6 +22,8 @@ Number = TypeVar("Number")
 Positive = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Length = Annotated[int, Field(ge=0)]
+Cells = Annotated[int, Field(ge=1, le=31)]
+Side = Annotated[int, Field(ge=16)]
 # Values with commas between, each once.
 Several = Annotated[tuple[Number, ...], BeforeValidator(_parts), AfterValidator(_in_order)]
 
@@ -47,9 +49,9 @@ class TuneRule(Section):
     thresholds: Several[Share] = Field(
         (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), description="probabilities tried, with commas between"
     )
-    dilations: Several[Length] = Field((1, 3), description="cells")
+    dilations: Several[Cells] = Field((1, 3), description="cells")
     contexts: Several[Length] = Field((0, 8, 16), description="network px of the map's scale")
-    min_sizes: Several[Length] = Field((32, 64, 128), description="network px of the map's scale")
+    min_sizes: Several[Side] = Field((32, 64, 128), description="network px of the map's scale")
     chip_costs: Several[Positive] = Field((), description="px of area; none: as configured")
     alpha: float | None = Field(
         None, gt=0, lt=1, description="certify: mean share of confident detections lost, at most"

@@ -192,10 +192,8 @@ def _runs(tuning: Tuning, best: Sequence[Trial]) -> list[tuple[Trial, Plan]]:
         (Trial("whole"), build_plan(config.model_copy(update={"mode": "whole"}))),
     ]
     if len(plan.scales) > 2:
-        scales = (
-            *plan.scales[:-2],
-            replace(plan.scales[-2], valid_range=(-1, plan.scales[-2].valid_high)),
-        )
+        fine = replace(plan.scales[-2], valid_range=(-1, plan.scales[-2].valid_high))
+        scales = (*plan.scales[:-2], fine)
         runs.append((Trial("two scales"), unfocused(replace(plan, scales=scales))))
     runs.append((Trial("tiles"), build_plan(config.model_copy(update={"mode": "tiles"}))))
     runs.append((Trial("autofocus", CONFIGURED, plan.rules), plan))
@@ -301,9 +299,7 @@ def tuned_config(
     config: IndexConfig, rules: Rules, guarantee: GuaranteeConfig | None
 ) -> IndexConfig:
     """``config`` with ``rules`` as its focus settings."""
-    steps = tuple(
-        ChipRule(**asdict(rule)) if rule else own
-        for rule, own in zip(rules, config.focus.steps, strict=True)
-    )
+    pairs = zip(rules, config.focus.steps, strict=True)
+    steps = tuple(rule or own for rule, own in pairs)
     focus = config.focus.model_copy(update={"steps": steps, "budget": None})
     return config.model_copy(update={"focus": focus, "guarantee": guarantee})
