@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from af_pipeline.models.checkpoint import build_detector, load_detector, save_checkpoint
-from af_pipeline.models.dense import AutoFocusDetector
+from af_pipeline.models.dense import DenseDetector
 from af_pipeline.models.info import (
     CheckpointError,
     CheckpointInfo,
@@ -52,8 +52,8 @@ def test_load_gives_what_was_saved(saved: Path) -> None:
     torch.manual_seed(0)
     original = build_detector(MODEL, len(NAMES)).eval()
     loaded, info = load_detector(saved)
-    assert isinstance(original, AutoFocusDetector)
-    assert isinstance(loaded, AutoFocusDetector)
+    assert isinstance(original, DenseDetector)
+    assert isinstance(loaded, DenseDetector)
     assert not loaded.training
     assert info.class_names == NAMES
     assert info.training == {"step": 7}
@@ -235,14 +235,14 @@ def test_jsons_from_before_there_were_kinds(saved: Path) -> None:
     """They lack the newer keys and have one more; the detector is the dense one."""
     change(saved, lambda info: info["model"].update(backbone_weights=None))
     detector, info = load_detector(saved)
-    assert isinstance(detector, AutoFocusDetector)
+    assert isinstance(detector, DenseDetector)
     assert set(info.model) == {*MODEL, "extra", "backbone_weights"}
 
 
 def test_the_committed_detector_loads() -> None:
     path = Path(__file__).parents[2] / "checkpoints" / "aerial_tiny.safetensors"
     detector, info = load_detector(path)
-    assert isinstance(detector, AutoFocusDetector)
+    assert isinstance(detector, DenseDetector)
     assert detector.num_classes == len(info.class_names) == 5
     assert detector.loss_names == ("class", "box", "focus")
     for name, value in load_file(path).items():
