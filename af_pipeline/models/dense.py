@@ -77,10 +77,7 @@ class DenseDetector(Detector):
 
     @torch.inference_mode()
     def forward(
-        self,
-        batch: Tensor,
-        sizes: Tensor,
-        selection: Selection = DEFAULT,
+        self, batch: Tensor, sizes: Tensor, selection: Selection = DEFAULT
     ) -> tuple[list[Output], Tensor]:
         """Detections of each chip and FocusPixel probabilities; see `Detector.forward`."""
         out = self.raw(batch)

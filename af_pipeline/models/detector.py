@@ -85,10 +85,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        batch: Tensor,
-        sizes: Tensor,
-        selection: Selection = DEFAULT,
+        self, batch: Tensor, sizes: Tensor, selection: Selection = DEFAULT
     ) -> tuple[list[Output], Tensor]:
         """Detections of each chip of a batch uint8 [N, 3, H, W] and FocusPixel probabilities.
 

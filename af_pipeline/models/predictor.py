@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -204,26 +204,18 @@ def folded(detector: AnyDetector) -> AnyDetector:
     """
     copied = copy.deepcopy(detector).eval()
     for module in list(copied.modules()):
-        if isinstance(module, nn.Sequential):
-            names = [name for name, _ in module.named_children()]
-            _fold(module, pairwise(names))
-        elif isinstance(module, Tower):
+        if isinstance(module, Tower):
             module.fold()
-        else:
-            _fold(module, _residual_pairs(module))
+            continue
+        children = dict(module.named_children())
+        pairs = [  # conv1, bn1 and so on: torchvision's residual blocks and stems
+            (name, name.replace("conv", "bn"))
+            for name in children
+            if re.fullmatch(r"conv\d+", name)
+        ]
+        for first, second in pairwise(children) if isinstance(module, nn.Sequential) else pairs:
+            conv, norm = children[first], children.get(second)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+                setattr(module, first, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var]
+                setattr(module, second, nn.Identity())
     return copied
-
-
-def _residual_pairs(module: nn.Module) -> list[tuple[str, str]]:
-    """Names conv1, bn1 and so on, as in torchvision's residual blocks and stems."""
-    names = [name for name, _ in module.named_children() if re.fullmatch(r"conv\d+", name)]
-    return [(name, name.replace("conv", "bn")) for name in names]
-
-
-def _fold(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
-    children = dict(module.named_children())
-    for first, second in pairs:
-        conv, norm = children[first], children.get(second)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
-            setattr(module, first, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var]
-            setattr(module, second, nn.Identity())

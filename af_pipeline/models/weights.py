@@ -230,8 +230,7 @@ def _their_name(name: str, state: dict[str, Tensor], body: str, backbone: str) -
         return body + name.removeprefix("backbone.").removeprefix(BODIES[backbone][0])
     level = re.match(r"(?:neck\.)?fpn\.(inner|layer)_blocks\.(\d+)\.(.*)", name)
     if level:
-        numbers = [re.match(r"backbone\.fpn\.inner_blocks\.(\d+)\.", key) for key in state]
-        levels = 1 + max((int(found.group(1)) for found in numbers if found), default=-1)
+        levels = len({n.split(".")[3] for n in state if n.startswith("backbone.fpn.inner_blocks.")})
         index = int(level.group(2)) + levels - 3
         return f"backbone.fpn.{level.group(1)}_blocks.{index}.{level.group(3)}"
     return re.sub(r"^(rpn\.head\.(?:cls_logits|bbox_pred))\.\d+\.", r"\1.", name)
