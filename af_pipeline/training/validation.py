@@ -36,7 +36,7 @@ def find_objects(
 
     Images that cannot be used are left out with ``data.on_broken=drop``, else a BrokenImageError.
     """
-    predict = TorchPredictor(detector, device, **predictor_options(index))
+    predict = TorchPredictor(detector, device, options=predictor_options(index))
     plan = build_plan(index)
     found: list[Found] = []
     for image in images:
