@@ -49,7 +49,7 @@ from pycocotools import mask as coco_mask
 from af_pipeline.evaluation.coco import Inputs
 from af_pipeline.evaluation.coverage import CAUSES, Looked, farthest
 from af_pipeline.evaluation.matches import Matches, interpolated_precision
-from af_pipeline.evaluation.voc import Objects, by_image, detected_objects, ground_truth_objects
+from af_pipeline.evaluation.voc import Objects, both_sides, by_image
 
 OBJECT_KINDS = ("found", "image", "class", "localisation", *CAUSES, "missed")
 DETECTION_KINDS = ("true", "ignored", "duplicate", "class", "localisation", "both", "background")
@@ -160,16 +160,17 @@ def break_down(
         looked: where; None: not known.
         score: detections count from here up.
     """
-    images, classes = list(inputs.image_ids), list(inputs.category_ids)
-    everything, crowd = ground_truth_objects(inputs.ground_truth)
+    images, classes = list(inputs.truth.image_ids), list(inputs.truth.class_names)
+    everything, detected = both_sides(inputs)
+    crowd = inputs.truth.crowd
     truth = _select(everything, ~crowd)
     place = np.where(crowd, -1, np.cumsum(~crowd) - 1)  # annotation -> object
-    found = _select(detected_objects(inputs.detections, images, classes), matches.row)
+    found = _select(detected, matches.row)
     at = matches.at(MATCH_IOU)
     hit, ignored = matches.hit[at], matches.ignored[at]
     match = np.where(hit, place[matches.met[at]], -1)  # the object hit, -1: none
     counted = matches.score >= score
-    stated = np.array([entry["bbox"] for entry in inputs.ground_truth["annotations"]], np.float64)
+    stated = np.concatenate([inputs.truth.boxes[:, :2], inputs.truth.sides], axis=1)
     near = _overlaps(found, truth, stated[~crowd], counted, counted & ~hit & ~ignored)
     taken = np.zeros(len(truth.image), np.bool_)
     taken[match[counted & hit]] = True

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from af_pipeline.core.boxes import box_side
+from af_pipeline.core.text_table import align
 from af_pipeline.data.annotations.dataset import AnnotatedDataset
 from af_pipeline.settings.train import ModelConfig
 from af_pipeline.suggest.anchors import Anchors
@@ -113,15 +114,7 @@ def _yaml_list(values: Iterable[float]) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return [line.rstrip() for line in align(rows)]
 
 
 def _counts(statistics: DatasetStatistics) -> list[str]:

@@ -18,8 +18,9 @@ from af_pipeline.config import config_hash, dump_config
 from af_pipeline.core.focus import ChipRule, FocusConfig, FocusLabelConfig, FocusRule
 from af_pipeline.core.plan import Plan, unfocused
 from af_pipeline.core.schema import ImageRow
+from af_pipeline.core.text_table import text_table
 from af_pipeline.data.secrets import redact_tree
-from af_pipeline.evaluation.coco import aligned_table, score_cell
+from af_pipeline.evaluation.coco import score_cell
 from af_pipeline.models.info import checkpoint_hash, load_info
 from af_pipeline.models.predictor import load_predictor
 from af_pipeline.settings.guarantee import FREE, settings_hash, statement
@@ -296,7 +297,7 @@ def _lines(points: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         for one in points
     ]
-    return aligned_table([header, *rows]).splitlines()
+    return text_table([header, *rows]).splitlines()
 
 
 def _choose(points: Sequence[dict[str, Any]], limits: Limits) -> tuple[dict[str, Any], bool]:

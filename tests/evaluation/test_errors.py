@@ -13,8 +13,8 @@ from af_pipeline.evaluation.coco import check_inputs, run_coco, summarise
 from af_pipeline.evaluation.coverage import CAUSES, Looked
 from af_pipeline.evaluation.errors import DETECTION_KINDS, OBJECT_KINDS, Breakdown, Side, break_down
 from af_pipeline.evaluation.matches import matches_of
-from tests.evaluation.test_metrics import Json, annotation, detection, made_up, table_of
 from tests.helpers.fakes import make_plan
+from tests.helpers.truth import Json, annotation, detection, ground_truth, made_up, table_of
 
 SCALES = (Scale(0.5, valid_low=50.0), Scale(2.0, valid_low=5.0, valid_high=60.0))
 CHIPS = {"0.jpg": np.array([[1, 100, 100, 300, 300]])}
@@ -65,9 +65,9 @@ def scene() -> tuple[Json, pa.Table]:
 def explain(
     truth: Json, detections: pa.Table, looked: Looked | None = None, **options: Any
 ) -> Breakdown:
-    inputs = check_inputs(truth, detections)
+    inputs = check_inputs(ground_truth(truth), detections)
     matches = matches_of(inputs, run_coco(inputs, options.pop("max_dets", 300)))
-    indexed = options.pop("indexed", list(inputs.image_ids))
+    indexed = options.pop("indexed", list(inputs.truth.image_ids))
     return break_down(inputs, matches, indexed, looked, **options)
 
 
@@ -244,7 +244,7 @@ def random_looked(seed: int, images: int) -> Looked:
 def test_each_gets_exactly_one(seed: int, score: float, known: bool, max_dets: int) -> None:
     truth, detections = made_up(seed)
     truth["annotations"].append(annotation(10_000, 0, 0, [5, 5, 40, 40]))
-    inputs = check_inputs(truth, detections)
+    inputs = check_inputs(ground_truth(truth), detections)
     coco_eval = run_coco(inputs, max_dets)
     coco, matches = summarise(inputs, coco_eval), matches_of(inputs, coco_eval)
     looked = random_looked(seed, 6) if known else None

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from af_pipeline.data.annotations.coco import load_coco
 from af_pipeline.suggest.anchors import Anchors, anchor_recall, make_anchors
 from af_pipeline.suggest.statistics import DatasetStatistics, dataset_statistics
 from af_pipeline.suggest.suggest import Suggestion, suggest
 from tests.helpers.realdata import real_data
+from tests.helpers.truth import load
 
 
 def measure(boxes: list[NDArray], sizes: list[tuple[int, int]]) -> DatasetStatistics:
@@ -30,7 +30,7 @@ def squares(side: float, count: int, image: int, step: int) -> NDArray[np.float3
 
 def measured(name: str, split: str) -> DatasetStatistics:
     folder = real_data(name)
-    images = load_coco(folder / f"{split}.json", str(folder / "images")).images
+    images = load(folder / f"{split}.json", str(folder / "images")).images
     return dataset_statistics(
         [(one.height, one.width) for one in images],
         [one.boxes for one in images],

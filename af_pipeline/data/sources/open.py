@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from af_pipeline.core.schema import MANIFEST
 from af_pipeline.data.access import LOCAL, MissingSourceError, SourceError, Storage, refuse_secrets
-from af_pipeline.data.annotations.voc import is_image_set, load_voc
+from af_pipeline.data.annotations.load import load_annotations
+from af_pipeline.data.annotations.voc import is_image_set
 from af_pipeline.data.listing import IMAGE_SUFFIXES, File, Listing, list_files
 from af_pipeline.data.manifest import SourceImage, image_tables, local_version
 from af_pipeline.data.patterns import Pattern, parse_pattern
@@ -179,7 +180,7 @@ def _open_only(
 
 def _list_voc(uri: str, images: str | None) -> Iterator[SourceImage]:
     try:
-        dataset = load_voc(uri, images, on_broken="drop")
+        dataset = load_annotations([uri], images, on_broken="drop")
     except ValueError as error:
         raise SourceError(str(error)) from error
     return (SourceImage(i.image_id, i.uri, local_version(i.uri)) for i in dataset.images)
