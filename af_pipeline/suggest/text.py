@@ -31,14 +31,7 @@ def suggest_for(dataset: AnnotatedDataset, chip_size: int) -> str:
     Raises:
         ValueError: no images or no boxes that are not crowd.
     """
-    images = dataset.images
-    statistics = dataset_statistics(
-        [(image.height, image.width) for image in images],
-        [image.boxes for image in images],
-        [image.labels for image in images],
-        [image.crowd for image in images],
-        dataset.class_names,
-    )
+    statistics = dataset_statistics(dataset)
     model = ModelConfig()
     defaults = Anchors(model.anchor_sizes, model.anchor_ratios)
     return report_text(statistics, suggest(statistics, chip_size, other=defaults))

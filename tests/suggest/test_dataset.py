@@ -54,9 +54,7 @@ def test_the_yaml_block_is_a_train_config(
 
 
 def test_the_yaml_block_says_what_was_suggested(tmp_path: Path) -> None:
-    image = dataset([12.0] * 30 + [60.0] * 30 + [400.0] * 30).images[0]
-    size = (image.height, image.width)
-    statistics = dataset_statistics([size], [image.boxes], [image.labels], [image.crowd], ["a"])
+    statistics = dataset_statistics(dataset([12.0] * 30 + [60.0] * 30 + [400.0] * 30))
     found = suggest(statistics)
     config = load(yaml_block(found), tmp_path)
     assert [entry.build() for entry in config.pyramid] == [use.scale for use in found.scales]
