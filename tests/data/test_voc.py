@@ -232,14 +232,6 @@ def test_a_missing_file_is_looked_for_nowhere_else(kit: Kit, stated: str) -> Non
     assert (missing.image_id, missing.uri) == ("x.png", str(kit.root / "JPEGImages/x.png"))
 
 
-def test_ten_problems_are_shown(kit: Kit) -> None:
-    kit.add("a", xml(*[thing("x", 3, 3, 3, 3)] * 25))
-    text = kit.error()
-    assert "25 problems:" in text
-    assert "... and 15 more" in text
-    assert text.count("\n") == 11
-
-
 def test_names_twice_and_none_at_all(kit: Kit) -> None:
     kit.add("a", xml())
     kit.set.write_text("a\na\n")

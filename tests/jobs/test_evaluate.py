@@ -161,10 +161,6 @@ def test_numbers_that_are_none(out: Path, truth: Path) -> None:
     assert "--error-score" in done.stderr.splitlines()[-1]
 
 
-def test_missing_ground_truth(out: Path, tmp_path: Path) -> None:
-    assert_refused(evaluate(out, tmp_path / "nowhere.json"), "nowhere.json")
-
-
 @pytest.mark.parametrize(
     ("content", "hint"),
     [
