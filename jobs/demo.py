@@ -8,7 +8,6 @@ Needs no data and no network. Ends by naming the Parquet and the report.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import time
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from af_pipeline.cli import complain, stoppable
 from af_pipeline.config import load_config
+from af_pipeline.data.annotations.load import load_annotations
 from af_pipeline.evaluation.coco import evaluate_detections
 from af_pipeline.reporting.pictures import write_pictures
 from af_pipeline.scenes.synthetic import write_dataset
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return complain(error, 2)
     found = pq.read_table(run / "detections")
-    overall = evaluate_detections(json.loads(truth.read_text()), found).to_json()["overall"]
+    overall = evaluate_detections(load_annotations([str(truth)], scoring=True), found).overall
     print(f"accuracy    AP {overall['AP']:.3f}, AP50 {overall['AP50']:.3f} on these drawn scenes")
     query = QUERY.format(root=run)
     print(f"\nDuckDB> {query}\n{duckdb.sql(query)}")

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from af_pipeline.core.focus import FocusRule
 from af_pipeline.core.plan import Plan
+from af_pipeline.core.text_table import text_table
 from af_pipeline.data.annotations.dataset import AnnotatedImage
-from af_pipeline.evaluation.coco import aligned_table, score_cell
+from af_pipeline.evaluation.coco import score_cell
 from af_pipeline.reporting.charts import (
     accuracy_cost_figure,
     focus_recall_figure,
@@ -171,7 +172,7 @@ def accuracy_lines(trials: Sequence[Trial]) -> list[str]:
         scores = [score_cell(one[name]) for name in ("AP", "AP50", "recall")]
         costs = [f"{trial.pixels / 1e6:.3f}", pixels, f"{trial.seconds:.3f}", seconds]
         rows.append([trial.name + (" *" if trial.chosen else ""), *scores, *costs])
-    return aligned_table(rows, total=False).splitlines()
+    return text_table(rows, total=False).splitlines()
 
 
 def _times_cheaper(one: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -24,7 +24,7 @@ from af_pipeline.core.boxes import iou_matrix
 from af_pipeline.core.focus import ChipRule
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.schema import Detections, ImageRow
-from af_pipeline.data.annotations.dataset import AnnotatedImage
+from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
 from af_pipeline.evaluation.coco import SCORE_NAMES, evaluate_detections
 from af_pipeline.output.tables import detections_table
 from af_pipeline.tuning.options import TuneRule
@@ -107,13 +107,13 @@ class Reference:
 
     ``pyramid``: per image_id the detections of the full pyramid, confident from ``confident_score``
     up; one of them is found again by a detection of its class of ``found_score`` or more with
-    IoU >= ``iou``. ``names``: class by label; ``truth``: content of a
-    COCO json, None without ground truth.
+    IoU >= ``iou``. ``names``: class by label; ``truth``: None
+    without ground truth.
     """
 
     pyramid: Mapping[str, Detections]
     names: tuple[str, ...]
-    truth: Mapping[str, Any] | None
+    truth: AnnotatedDataset | None
     confident_score: float = 0.5
     found_score: float = 0.25
     iou: float = 0.5
