@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from af_pipeline.data.annotations.coco import columns_of
 from af_pipeline.data.annotations.dataset import Problems
-from af_pipeline.data.json_file import read_json
+from af_pipeline.data.storage import read_json
 from af_pipeline.evaluation.coco import detection_columns
 from af_pipeline.evaluation.inputs import read_detections, warn, write_json
 from af_pipeline.output.read import RunDir
