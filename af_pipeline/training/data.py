@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -41,7 +40,7 @@ def load_validation(config: TrainConfig, names: tuple[str, ...]) -> AnnotatedDat
     """The validation annotations, evenly thinned out to ``validation.images``."""
     data = config.data
     found = load_annotations(data.val, data.val_images, names, data.on_broken)
-    return replace(found, images=evenly(found.images, config.validation.images))
+    return found.with_images(evenly(found.images, config.validation.images))
 
 
 def look_at_data(

@@ -15,7 +15,7 @@ from af_pipeline.indexing.stages import FusedStage, StageSettings
 from af_pipeline.output.account import NOT_IDENTITY, describe_run
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
-from tests.data.test_hostile_sources import ODD
+from tests.helpers.odd_files import ODD
 from tests.helpers.planted import index_config, picture, save, source
 
 

@@ -69,7 +69,7 @@ def test_boxes_of_stored_pixels_are_turned_upright(tmp_path: Path, turn: int) ->
 
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_chips_of_turned_images_show_their_objects(tmp_path: Path, turn: int) -> None:
-    data = AnnotatedDataset((annotated(picture(tmp_path, turn)),), ("a",), (1,))
+    data = AnnotatedDataset.of((annotated(picture(tmp_path, turn)),), ("a",), (1,))
     scales = (Scale(1.0), Scale(2.0), Scale(max_side=128))
     chips = stream(data, SampleRule(scales, FocusRule(), "none", 0.0), frame="stored")
     refs = chips.image_refs(0, 0, 0) + chips.image_refs(0, 0, 1)
@@ -101,7 +101,7 @@ def broken_set(folder: Path) -> AnnotatedDataset:
     bad = [annotated(path) for path in paths]
     bad.append(annotated(picture(folder, name="larger"), (97, 64)))
     bad.append(annotated(picture(folder, 6, name="turned"), (97, 64)))
-    return AnnotatedDataset((*good, *bad), ("a",), (1,))
+    return AnnotatedDataset.of((*good, *bad), ("a",), (1,))
 
 
 REASONS = {
@@ -132,7 +132,7 @@ def test_a_check_names_all_broken_images_at_once(tmp_path: Path) -> None:
     assert check_data(data, DataConfig(check_images=0), "images") == []
     for images in (data.images[6:], data.images[7:8]):
         with pytest.raises(AnnotationError, match="none of which can be used"):
-            check_data(AnnotatedDataset(images, ("a",), (1,)), DataConfig(on_broken="drop"), "x")
+            check_data(AnnotatedDataset.of(images, ("a",), (1,)), DataConfig(on_broken="drop"), "x")
 
 
 def test_a_check_of_large_sets_looks_at_some_and_at_headers(
@@ -160,7 +160,7 @@ def test_turned_images_are_told(tmp_path: Path) -> None:
     assert (found.broken, found.turned, found.unsure) == ((), 1, 2)
     found = check_images(images, "stored", decode=True)
     assert (found.broken, found.turned, found.unsure) == ((), 3, 0)
-    told = check_data(AnnotatedDataset(tuple(images), ("a",), (1,)), DataConfig(), "x")
+    told = check_data(AnnotatedDataset.of(tuple(images), ("a",), (1,)), DataConfig(), "x")
     assert "1 images are turned by EXIF" in told[-2]
     assert told[-1].startswith("warning: x: 2 images")
 
@@ -206,7 +206,7 @@ def test_without_drop_a_broken_image_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_set_that_is_all_broken_ends(tmp_path: Path) -> None:
-    data = AnnotatedDataset(broken_set(tmp_path).images[6:], ("a",), (1,))
+    data = AnnotatedDataset.of(broken_set(tmp_path).images[6:], ("a",), (1,))
     chips = stream(data, RULE, drop=True)
     with pytest.raises(BrokenImageError, match="16 images in a row"):
         chips.sample(chips.image_refs(0, 0, 0)[0])

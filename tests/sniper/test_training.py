@@ -44,7 +44,7 @@ def dataset(folder: Path, count: int = 7, declared: int = SIDE) -> AnnotatedData
         some = slice(0 if k == 3 else 2)
         args = (declared, SIDE, boxes[some], labels[some], crowd[some])
         images.append(AnnotatedImage(path.name, str(path), *args))
-    return AnnotatedDataset(tuple(images), ("a", "b", "c"), (1, 2, 3))
+    return AnnotatedDataset.of(tuple(images), ("a", "b", "c"), (1, 2, 3))
 
 
 def files(data: AnnotatedDataset, cache: int = 10**6, **options: Any) -> FileImages:
@@ -283,7 +283,7 @@ def test_scenes_alone(small_scenes: list[int]) -> None:
 def test_a_source_without_any_chip_says_so(tmp_path: Path) -> None:
     data = dataset(tmp_path, count=3)
     nowhere = SampleRule((Scale(1.0, valid_range=(1000, -1)),), FocusRule())
-    for source in (files(data, chunk=2), files(AnnotatedDataset((), ("a",), (1,)))):
+    for source in (files(data, chunk=2), files(AnnotatedDataset.of((), ("a",), (1,)))):
         chips = stream(source, rule=nowhere)
         with pytest.raises(ValueError, match="no box of the training data fits a chip at any sc"):
             next(chips.walk(chips.start()))
@@ -342,7 +342,7 @@ def test_class_repeats(tmp_path: Path) -> None:
     assert class_repeats(data, 1.0).tolist() == [4, 4, 1]
     assert class_repeats(data, 0.5).tolist() == [2, 2, 1]
     assert class_repeats(data, 0.0).tolist() == [1, 1, 1]
-    unseen = AnnotatedDataset(data.images * 3, ("a", "b", "c", "d"), (1, 2, 3, 4))
+    unseen = AnnotatedDataset.of(tuple(data.images) * 3, ("a", "b", "c", "d"), (1, 2, 3, 4))
     assert class_repeats(unseen, 1.0).tolist() == [4, 4, 1, 8]  # 24, but for the limit
 
 

@@ -20,7 +20,7 @@ def config(*sets: str) -> TrainConfig:
 def data(left: float = 1.0) -> AnnotatedDataset:
     boxes = np.array([[left, 1, 9, 9]], np.float32)
     image = AnnotatedImage("a", "a.png", 10, 10, boxes, np.zeros(1, np.int32), np.zeros(1, bool))
-    return AnnotatedDataset((image,), ("car",), (1,))
+    return AnnotatedDataset.of((image,), ("car",), (1,))
 
 
 def claim(folder: Path, *sets: str, dataset: AnnotatedDataset | None = None) -> None:
@@ -66,7 +66,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data: .* there, .* now"):
         claim(tmp_path / "run", dataset=data(left=2.0))
     renamed = data()
-    renamed = replace(renamed, images=(replace(renamed.images[0], image_id="b"),))
+    renamed = renamed.with_images([replace(renamed.images[0], image_id="b")])
     with pytest.raises(ValueError, match=r"data: .* there, .* now"):
         claim(tmp_path / "run", dataset=renamed)
 

@@ -27,9 +27,9 @@ def test_turned_and_broken_images(tmp_path: Path) -> None:
     for row, image in found:
         assert (row.width, row.height) == (image.width, image.height)
     assert found[1][1].boxes.tolist() == [[64 - 52, 16, 64 - 40, 40]]
-    scores = score(found, AnnotatedDataset(tuple(images), ("a",), (1,)))
+    scores = score(found, AnnotatedDataset.of(tuple(images), ("a",), (1,)))
     assert scores.keys() == {"val_AP", "val_AP50", "val_pixels_share"}
     with pytest.raises(BrokenImageError, match=r"gone\.jpg"):
         find_objects(detector, images, index, device, DataConfig())
     with pytest.raises(BrokenImageError, match=r"no image of data\.val can be used"):
-        score([], AnnotatedDataset((), ("a",), (1,)))
+        score([], AnnotatedDataset.of((), ("a",), (1,)))
