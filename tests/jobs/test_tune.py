@@ -94,7 +94,7 @@ def test_without_ground_truth_and_with_a_guarantee(
     assert load_config(IndexConfig, out / "config.yaml").guarantee is None
     # other images in the same folder
     assert run(out, *source, "--alpha", "0.1", "--seed", "5") == 2
-    assert "holds a tuning of other images or settings" in capsys.readouterr().err
+    assert "holds a tuning with other settings" in capsys.readouterr().err
 
 
 def test_bad_input_is_told(
