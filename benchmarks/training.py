@@ -7,7 +7,7 @@ The ways take turns, ``rounds`` times, each with a fresh model on the same chips
 bare: forward, backward, clipping and optimiser on batches that lie in memory; loader: the same
 loop, batches made ahead in threads as in training; ray 1 and 2: jobs/train.py's loop with so many
 workers. Chips/s are medians over the rounds, the first 20 steps of each left out.
-A loader costs more until its images are decoded and its scenes drawn once; bare loads nothing.
+A loader costs more until its images are decoded once; bare loads nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from af_pipeline.indexing.session import ray_session
 from af_pipeline.models.checkpoint import build_detector
 from af_pipeline.settings.train import TrainConfig
 from af_pipeline.training.batches import make_batches, move
-from af_pipeline.training.data import build_stream, class_names_of, load_training
+from af_pipeline.training.data import build_stream, load_training
 from af_pipeline.training.loop import optim_rule
 from af_pipeline.training.step import LossModule, build_optimizer
 from af_pipeline.training.trainer import absolute, train
@@ -92,7 +92,7 @@ def main() -> int:
     torch.set_flush_denormal(True)
     device = torch.device("cuda" if config.run.use_gpu else "cpu")
     dataset = load_training(config)
-    classes = len(class_names_of(config, dataset))
+    classes = len(dataset.class_names)
     stream = build_stream(config, dataset)
     made = list(islice(loader(config, stream, 0, 1), arguments.steps))
     same = same_chips(config, stream, [digest(batch.images) for batch in made[:5]])

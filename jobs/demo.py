@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,11 +23,11 @@ from af_pipeline.cli import stoppable
 from af_pipeline.config import ConfigError, load_config
 from af_pipeline.evaluation.coco import evaluate_detections
 from af_pipeline.reporting.pictures import write_pictures
-from af_pipeline.scenes.synthetic import write_dataset
 from af_pipeline.settings.index import IndexConfig
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "index" / "aerial.yaml"
-SIZES = ((1080, 1920), (1536, 2048))  # height, width px
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs" / "index" / "aerial.yaml"
+SIZES = ("1080x1920", "1536x2048")  # height, width px
 SEED = 20_000  # scenes that no training of ours has seen
 
 QUERY = """
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("scenes", "index", "pictures"):
         shutil.rmtree(output / name, ignore_errors=True)
     print(f"rendering {arguments.scenes} scenes into {output / 'scenes'}", flush=True)
-    truth = write_dataset(output / "scenes", arguments.scenes, SEED, SIZES)
+    truth = draw_scenes(arguments.scenes, output / "scenes")
     try:
         run_index(truth.parent / "images", output / "index")
     except (ConfigError, ValueError) as error:
@@ -68,13 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def draw_scenes(count: int, folder: Path) -> Path:
+    """Draw scenes into a folder; returns their annotations."""
+    command = [sys.executable, "-m", "examples.aerial_scenes", "--count", str(count)]
+    command += ["--seed", str(SEED), "--output", str(folder), "--sizes", *SIZES]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return folder / "annotations.json"
+
+
 def run_index(images: Path, target: Path) -> None:
     """Index a folder through the Ray graph and print the summary."""
     overrides = [f"source.uri={images}", f"output.uri={target}"]
     config = load_config(IndexConfig, CONFIG, overrides)
     if not Path(config.checkpoint).is_absolute():
-        checkpoint = CONFIG.parent.parent.parent / config.checkpoint
-        config = config.model_copy(update={"checkpoint": str(checkpoint)})
+        config = config.model_copy(update={"checkpoint": str(ROOT / config.checkpoint)})
     from af_pipeline.indexing.index import index
     from af_pipeline.indexing.session import ray_session
     from af_pipeline.output.account import summary

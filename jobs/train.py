@@ -57,8 +57,6 @@ def suggest(config: TrainConfig) -> int:
 
     try:
         dataset = load_training(config)
-        if dataset is None:
-            raise ValueError("--suggest needs the data: --set data.train=FILE")
         print(suggest_for(dataset, config.chips.size))
     except ValueError as error:
         return complain(error, 2)
@@ -72,8 +70,6 @@ def check(config: TrainConfig) -> int:
 
     try:
         dataset = load_training(config)
-        if dataset is None:
-            raise ValueError("--check needs the data: --set data.train=FILE")
         print("\n".join(look_at_data(config, dataset, every=True)))
     except AnnotationError as error:
         print(error)  # all of it; an error line holds the first few

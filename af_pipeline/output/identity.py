@@ -29,7 +29,7 @@ FREE_PATHS = (("data", "train"), ("data", "images"), ("data", "val_images"))  # 
 
 
 def claim_folder(
-    folder: Path, config: TrainConfig, names: tuple[str, ...], dataset: AnnotatedDataset | None
+    folder: Path, config: TrainConfig, names: tuple[str, ...], dataset: AnnotatedDataset
 ) -> None:
     """Write what ``folder`` is trained with, or compare with what is there.
 
@@ -62,7 +62,7 @@ def claim_folder(
 
 
 def identity(
-    config: TrainConfig, names: tuple[str, ...], dataset: AnnotatedDataset | None
+    config: TrainConfig, names: tuple[str, ...], dataset: AnnotatedDataset
 ) -> dict[str, Any]:
     """What decides which chips a run sees and what it makes of them."""
     tree = dump_config(config)
@@ -71,8 +71,13 @@ def identity(
         for section in sections:
             node = node[section]
         node.pop(key)
-    data = digest(dataset) if dataset is not None else None
-    return {"config": tree, "seed": config.run.seed, "class_names": list(names), "data": data}
+    return {
+        "config": tree,
+        "seed": config.run.seed,
+        "class_names": list(names),
+        "data": digest(dataset),
+        "shares": [part.share for part in config.data.train if part.share is not None],
+    }
 
 
 def digest(dataset: AnnotatedDataset) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from af_pipeline.config import Count, Section, Threads
+from af_pipeline.config import Count, Section, Threads, rule
 from af_pipeline.core.focus import FocusRule
 from af_pipeline.core.scales import Scale, check_pyramid
 from af_pipeline.images.depth import DepthConfig
@@ -16,11 +16,31 @@ from af_pipeline.sniper.chips import ChipConfig
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 
 
+@rule
+class TrainPart:
+    """A part of the training data: one annotation file, and the share of chips that it gives."""
+
+    uri: str
+    share: float | None = Field(None, gt=0, description="against the other parts'; all or none")
+
+
+def _parts(given: Any) -> Any:
+    """One path, or paths and parts, as parts."""
+    given = (given,) if isinstance(given, str) else given
+    if not isinstance(given, (list, tuple)):
+        return given
+    return tuple({"uri": one} if isinstance(one, str) else one for one in given)
+
+
 class DataConfig(Section):
     """Training and validation data: COCO json, VOC image sets (ROOT/ImageSets/Main/NAME.txt) or
     Parquet of boxes, one or several."""
 
-    train: Paths = Field((), description="annotations to train on; none: only drawn scenes")
+    train: Annotated[tuple[TrainPart, ...], BeforeValidator(_parts)] = Field(
+        (),
+        description="annotations to train on: a path, a list of paths, or a list of "
+        "{uri: PATH, share: 0.8}, whose chips are mixed by their shares",
+    )
     val: Paths = Field((), description="annotations to validate on during training")
     images: str | None = Field(
         None, description="image folder of data.train, if not where annotations say"
@@ -45,8 +65,6 @@ class DataConfig(Section):
     proposals: str | None = Field(
         None, description="detections folder of jobs/mine.py; gives mined negative chips"
     )
-    synthetic_scenes: Count = Field(0, ge=0, description="drawn scenes mixed into the training")
-    synthetic_share: float = Field(0.2, ge=0, le=1, description="share of chips drawn from them")
     cache_gb: float = Field(
         2.0, gt=0, le=10_000, description="decoded images kept in memory per worker, GB"
     )
@@ -57,6 +75,12 @@ class DataConfig(Section):
         description="chips with rare classes come (most frequent / own)^power "
         "times an epoch, at most 8; 0: once",
     )
+
+    @model_validator(mode="after")
+    def _shares(self) -> DataConfig:
+        if len({part.share is None for part in self.train}) > 1:
+            raise ValueError("train: give every part a share, or none")
+        return self
 
 
 class ModelConfig(Section):

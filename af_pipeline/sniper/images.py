@@ -1,4 +1,4 @@
-"""Where training images come from: files with annotations, drawn scenes; decoded ones are kept."""
+"""Where training images come from: files with annotations; decoded ones are kept."""
 
 from __future__ import annotations
 

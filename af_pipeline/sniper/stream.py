@@ -104,8 +104,6 @@ class ChipStream:
         repeats: NDArray[np.float64] | None = None,
         drop_broken: bool = False,
     ) -> None:
-        if not sources:
-            raise ValueError("no training images: set data.train, or data.synthetic_share=1")
         self.sources, self.shares, self.cover, self.rule = sources, shares, cover, rule
         self.seed, self.repeats, self.slots, self.mix = seed, repeats, slots, mix
         self.drop_broken, self.left_out = drop_broken, set[str]()

@@ -258,7 +258,8 @@ def portable(config: TrainConfig) -> dict[str, Any]:
     """The resolved config without this machine's folders, to travel with the weights."""
     tree = dump_config(config)
     data = tree["data"]
-    data["train"], data["val"] = ([Path(p).name for p in data[k]] for k in ("train", "val"))
+    data["train"] = [part | {"uri": Path(part["uri"]).name} for part in data["train"]]
+    data["val"] = [Path(path).name for path in data["val"]]
     for section, key in (("data", "images"), ("data", "proposals"), ("model", "weights")):
         if tree[section][key]:
             tree[section][key] = Path(tree[section][key]).name

@@ -41,12 +41,10 @@ def mine(config: TrainConfig, output: str, checkpoint: str | None = None) -> Min
     check_output(OutputConfig(uri=output))  # before the training, which takes long
     config = absolute(config)
     dataset = load_training(config)
-    if dataset is None:
-        raise ValueError("mining needs data.train: drawn scenes hold no surprises")
     weights = checkpoint or str(train(first_training(config)))
     outcome = index(proposal_config(config, weights, output), images=_listed(dataset))
     found = outcome.root / "detections"
-    data = config.data.model_copy(update={"proposals": str(found), "synthetic_scenes": 0})
+    data = config.data.model_copy(update={"proposals": str(found)})
     stream = build_stream(config.model_copy(update={"data": data}), dataset)
     return Mined(found, outcome, chips_per_epoch(stream))
 
@@ -73,7 +71,9 @@ def proposal_config(config: TrainConfig, checkpoint: str, output: str) -> IndexC
     mining = config.mining
     return IndexConfig(
         # The address tells this run from others.
-        source=SourceConfig(uri=",".join(config.data.train), depth=config.data.depth),
+        source=SourceConfig(
+            uri=",".join(part.uri for part in config.data.train), depth=config.data.depth
+        ),
         output=OutputConfig(uri=output, chips=False),
         mode="pyramid",
         checkpoint=checkpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,10 @@ from af_pipeline.models.weights import start_from
 from af_pipeline.output.identity import claim_folder
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.train import TrainConfig
-from af_pipeline.sniper.stream import ChipStream
+from af_pipeline.sniper.stream import ChipStream, Cursor
 from af_pipeline.training.data import (
     build_stream,
     chips_per_epoch,
-    class_names_of,
     load_training,
     look_at_data,
 )
@@ -81,7 +81,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
     data = config.data
     data = data.model_copy(
         update={
-            "train": tuple(map(_whole, data.train)),
+            "train": tuple(replace(part, uri=_whole(part.uri)) for part in data.train),
             "val": tuple(map(_whole, data.val)),
             "images": _whole(data.images) if data.images else None,
             "val_images": _whole(data.val_images) if data.val_images else None,
@@ -104,7 +104,7 @@ def _check(config: TrainConfig) -> dict[str, Any]:
     """Everything that can be wrong is found here; returns what the workers are given."""
     _check_cluster(config)
     dataset = load_training(config)
-    names = class_names_of(config, dataset)
+    names = dataset.class_names
     index = None
     if config.validation.every:
         index = validation_config(config)
@@ -149,14 +149,16 @@ def _check_cluster(config: TrainConfig) -> None:
 
 
 def _tell_chips(config: TrainConfig, stream: ChipStream) -> None:
-    counts = chips_per_epoch(stream)
-    total = sum(counts.values())
-    if not total:
-        next(stream.walk(stream.start()))  # says what is wrong
-    share = stream.shares[0] / sum(stream.shares)
-    epochs = share * config.optim.steps * config.optim.global_batch / max(1.0, total)
-    kinds = ", ".join(f"{count:.0f} {kind}" for kind, count in counts.items() if count)
-    print(f"about {total:.0f} chips an epoch ({kinds}); {epochs:.1f} epochs")
+    for number, share in enumerate(stream.shares):
+        counts = chips_per_epoch(stream, number)
+        total = sum(counts.values())
+        if not total:
+            next(stream.walk_slot(number, 0, Cursor()))  # says what is wrong
+        chips = config.optim.steps * config.optim.global_batch * share / sum(stream.shares)
+        kinds = ", ".join(f"{count:.0f} {kind}" for kind, count in counts.items() if count)
+        of = f" of {config.data.train[number].uri}" if len(stream.shares) > 1 else ""
+        text = f"about {total:.0f} chips an epoch{of} ({kinds}); {chips / max(1, total):.1f} epochs"
+        print(text)
 
 
 def _reason(error: TrainingFailedError) -> str:

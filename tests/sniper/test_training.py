@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,6 @@ from PIL import Image
 from af_pipeline.core.focus import FocusRule
 from af_pipeline.core.scales import Scale
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
-from af_pipeline.scenes.images import SceneImages
-from af_pipeline.scenes.synthetic import Scene
 from af_pipeline.sniper import open_images
 from af_pipeline.sniper.chips import CoverRule
 from af_pipeline.sniper.images import FileImages, ImageCache, ImageSource
@@ -77,20 +76,6 @@ def epoch_of(chips: ChipStream, epoch: int) -> list[ChipRef]:
 
 def name(ref: ChipRef) -> tuple[int, int]:
     return ref.image, ref.number
-
-
-@pytest.fixture
-def small_scenes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Quick stand-ins for rendered scenes; returns the seeds that were asked for."""
-    asked: list[int] = []
-
-    def render(seed: int) -> Scene:
-        asked.append(seed)
-        box = np.array([[10, 10, 40, 30]], np.float32)
-        return Scene(np.full((SIDE, SIDE, 3), 250, np.uint8), box, np.array([1], np.int32))
-
-    monkeypatch.setattr("af_pipeline.scenes.images.render_scene", render)
-    return asked
 
 
 # ---- epochs
@@ -198,13 +183,12 @@ def test_another_seed_gives_other_chips(tmp_path: Path) -> None:
 # ---- going on
 
 
-def test_a_stream_goes_on_from_every_state(tmp_path: Path, small_scenes: list[int]) -> None:
+def test_a_stream_goes_on_from_every_state(tmp_path: Path) -> None:
     data = dataset(tmp_path)
-    cache = ImageCache(10**6)
-    sources = FileImages(data, cache, chunk=2), SceneImages(3, 0, cache, chunk=2)
-    chips = stream(*sources, shares=(0.7, 0.3), slots=2)
+    some = replace(data, images=data.images[4:])
+    chips = stream(files(data, chunk=2), files(some, chunk=2), shares=(0.7, 0.3), slots=2)
     walked = list(islice(chips.walk(chips.start()), 90))
-    again = stream(files(data, chunk=2), sources[1], shares=(0.7, 0.3), slots=2)
+    again = stream(files(data, chunk=2), files(some, chunk=2), shares=(0.7, 0.3), slots=2)
     for taken in range(0, 60, 3):
         state = walked[taken - 1][1] if taken else chips.start()
         saved = json.loads(json.dumps(state.to_list()))
@@ -258,23 +242,14 @@ def test_workers_share_out_the_chips_of_one(tmp_path: Path, world: int) -> None:
 # ---- several sources
 
 
-def test_sources_are_mixed_by_their_shares(tmp_path: Path, small_scenes: list[int]) -> None:
-    sources = files(dataset(tmp_path)), SceneImages(4, 2, ImageCache(10**6))
-    chips = stream(*sources, shares=(3, 1))
+def test_sources_are_mixed_by_their_shares(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    chips = stream(files(data), files(replace(data, images=data.images[5:6])), shares=(3, 1))
     refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 1000)]
     assert sum(ref.source for ref in refs) == pytest.approx(250, abs=45)
     longest = max(map(len, "".join(str(ref.source) for ref in refs).split("1")))
     assert longest < 40  # mixed, not one after the other
-    assert image_of(chips.sample(next(ref for ref in refs if ref.source))) == 25
-    assert sorted(small_scenes) == [200_006 + k for k in range(4)]  # each rendered once
-
-
-def test_scenes_alone(small_scenes: list[int]) -> None:
-    chips = stream(SceneImages(3, 0, ImageCache(10**6)))
-    refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 20)]
-    assert {ref.image for ref in refs} == {0, 1, 2}
-    with pytest.raises(ValueError, match=r"no training images: set data\.train"):
-        stream()
+    assert image_of(chips.sample(next(ref for ref in refs if ref.source))) == 5
 
 
 # ---- what chips there are

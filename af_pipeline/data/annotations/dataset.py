@@ -62,12 +62,14 @@ class AnnotatedDataset:
         class_names: name of each label.
         category_ids: id of each label; that of the COCO file, else counted from 1.
         dropped: one line for each broken box that was left out (``on_broken="drop"``).
+        counts: of the images of each file, where several were read.
     """
 
     images: tuple[AnnotatedImage, ...]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     dropped: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def load_annotations(
         class_names=names,
         category_ids=tuple(ids[name] for name in names),
         dropped=tuple(entry for part in parts for entry in part.dropped),
+        counts=tuple(len(part.images) for part in parts),
     )
 
 
