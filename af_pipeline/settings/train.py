@@ -11,7 +11,7 @@ from af_pipeline.core.focus import FocusRule
 from af_pipeline.core.scales import Scale, check_pyramid
 from af_pipeline.images.depth import DepthConfig
 from af_pipeline.settings.ray import RayConfig
-from af_pipeline.sniper.chips import ChipConfig
+from af_pipeline.sniper.chips import SniperRule
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 
@@ -220,7 +220,7 @@ class TrainConfig(Section):
     model: ModelConfig = ModelConfig()
     pyramid: tuple[Scale, ...] = Field(description="scales, coarse to fine")
     focus_labels: FocusRule = FocusRule()
-    chips: ChipConfig = ChipConfig()
+    chips: SniperRule = SniperRule()
     optim: OptimConfig = OptimConfig()
     validation: ValidationConfig = ValidationConfig()
     mining: MiningConfig = MiningConfig()

@@ -17,11 +17,14 @@ from af_pipeline.data.annotations.dataset import (
 )
 from af_pipeline.data.annotations.load import load_annotations
 from af_pipeline.settings.train import DataConfig, TrainConfig
-from af_pipeline.sniper.chips import CoverRule
-from af_pipeline.sniper.images import CHUNK, FileImages, ImageCache
-from af_pipeline.sniper.open_images import check_images
-from af_pipeline.sniper.proposals import load_proposals
-from af_pipeline.sniper.sample import SampleRule
+from af_pipeline.sniper.chips import ChipMaking
+from af_pipeline.sniper.images import (
+    CHUNK,
+    FileImages,
+    ImageCache,
+    check_images,
+    load_proposals,
+)
 from af_pipeline.sniper.stream import ChipStream, class_repeats
 
 DECODED_PX = 1_000_000_000  # a check decodes so many: 3 to 9 s of one core
@@ -131,21 +134,6 @@ def evenly(images: Sequence[AnnotatedImage], count: int) -> tuple[AnnotatedImage
     return tuple(images[i * len(images) // count] for i in range(count))
 
 
-def cover_rule(config: TrainConfig) -> CoverRule:
-    """Where chips are laid."""
-    chips, labels = config.chips, config.focus_labels
-    return CoverRule(
-        size=chips.size,
-        stride=chips.stride,
-        jitter=chips.jitter,
-        negatives=chips.negatives,
-        min_proposals=chips.min_proposals,
-        focus_chips=chips.focus_chips,
-        focus_sides=(labels.ignore_below, labels.focus_below),
-        bounds=chips.bounds,
-    )
-
-
 def build_stream(config: TrainConfig, dataset: AnnotatedDataset) -> ChipStream:
     """The run's stream of chips. Raises ValueError where the data cannot serve it."""
     data, slots = config.data, config.optim.global_batch
@@ -161,17 +149,10 @@ def build_stream(config: TrainConfig, dataset: AnnotatedDataset) -> ChipStream:
         for part in split_parts(config, dataset)
     ]
     repeats = class_repeats(dataset, data.class_power) if data.class_power else None
-    rule = SampleRule(
-        scales=config.pyramid,
-        focus=config.focus_labels,
-        flips=config.chips.flips,
-        colour=config.chips.colour,
-    )
     return ChipStream(
-        tuple(sources),
-        tuple(part.share or 1.0 for part in data.train[: len(sources)]),
-        cover_rule(config),
-        rule,
+        sources,
+        [part.share or 1.0 for part in data.train[: len(sources)]],
+        ChipMaking(config.pyramid, config.chips, config.focus_labels),
         config.run.seed,
         slots=slots,
         mix=images_mixed(dataset, cache.capacity, slots),

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from af_pipeline.core.focus import FocusRule
 from af_pipeline.core.scales import Scale
 from af_pipeline.models.detector import Targets
-from af_pipeline.sniper.chips import ChipWindow
-from af_pipeline.sniper.sample import LabelledImage, Sample, SampleRule, make_sample
+from af_pipeline.sniper.chips import ChipMaking, ChipWindow, SniperRule
+from af_pipeline.sniper.sample import LabelledImage, Sample, make_sample
 from af_pipeline.sniper.stream import Cursor, StreamState
 from af_pipeline.training.batches import Batch, collate, make_batches, move
 from af_pipeline.training.step import (
@@ -28,7 +28,7 @@ from af_pipeline.training.step import (
     train_step,
 )
 
-RULE = SampleRule((Scale(1.0, valid_range=(12, 50)),), FocusRule(), "all", 0.0)
+MAKING = ChipMaking((Scale(1.0, valid_range=(12, 50)),), SniperRule(flips="all"), FocusRule())
 
 
 def optim_rule(**changes: Any) -> OptimRule:
@@ -48,7 +48,7 @@ def sample(number: int, boxes: int | None = None) -> Sample:
         rng.integers(0, 3, count).astype(np.int32),
         np.zeros(count, bool),
     )
-    return make_sample(rng, labelled, ChipWindow(0, 1.0, 0, 0, 64), RULE)
+    return make_sample(rng, labelled, ChipWindow(0, 1.0, 0, 0, 64), MAKING)
 
 
 def state_after(taken: int) -> StreamState:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.sniper.proposals import load_proposals
+from af_pipeline.sniper.images import load_proposals
 from jobs.mine import main
 from tests.helpers.training import annotations, arguments, job, steps
 

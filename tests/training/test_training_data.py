@@ -10,14 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from af_pipeline.settings.train import TrainConfig
-from af_pipeline.sniper.chips import CoverRule
+from af_pipeline.sniper.chips import ChipMaking
 from af_pipeline.sniper.images import FileImages
 from af_pipeline.sniper.stream import ChipStream
 from af_pipeline.training.data import (
     build_stream,
     check_cache,
     chips_per_epoch,
-    cover_rule,
     load_training,
 )
 
@@ -70,8 +69,7 @@ def test_files_alone(tmp_path: Path) -> None:
     assert [type(source) for source in chips.sources] == [FileImages]
     assert chips.repeats is None
     assert load_training(settings).class_names == CLASS_NAMES
-    assert len(chips.rule.scales) == 2
-    assert (chips.rule.flips, chips.rule.colour) == ("horizontal", 0.0)
+    assert chips.making == ChipMaking(settings.pyramid, settings.chips, settings.focus_labels)
 
 
 def test_parts_with_shares_are_sources_of_their_own(tmp_path: Path) -> None:
@@ -101,19 +99,6 @@ def test_what_the_data_cannot_serve_is_refused(tmp_path: Path) -> None:
         stream(config({"train": train, "proposals": found}))
     with pytest.raises(ValueError, match=r"data\.proposals=nowhere cannot be read"):
         stream(config({"train": train, "proposals": "nowhere"}))
-
-
-def test_the_chip_settings_arrive(tmp_path: Path) -> None:
-    chips = {
-        "size": 320, "stride": [0.2, 0.3], "jitter": [0.8, 1.2], "negatives": 5,
-        "min_proposals": [7, 6], "focus_chips": 4, "bounds": "official",
-    }  # fmt: skip
-    labels = {"ignore_below": 4, "focus_below": 50, "ignore_until": 60}
-    settings = config({"train": annotations(tmp_path)}, chips=chips, focus_labels=labels)
-    assert cover_rule(settings) == CoverRule(
-        320, (0.2, 0.3), (0.8, 1.2), 5, (7, 6), 4, (4, 50), "official"
-    )
-    assert stream(settings).cover == cover_rule(settings)
 
 
 def test_chips_of_an_epoch_by_kind(tmp_path: Path) -> None:
