@@ -18,7 +18,7 @@ from af_pipeline.sniper.chips import ChipMaking, SniperRule
 from af_pipeline.sniper.images import BrokenImageError, FileImages, ImageCache
 from af_pipeline.sniper.sample import Sample
 from af_pipeline.sniper.stream import ChipRef, ChipStream, Cursor, StreamState, class_repeats, deal
-from af_pipeline.training.batches import make_batches
+from af_pipeline.training.batches import BatchLoader
 from tests.helpers.annotated import SIDE, data_of, grey_images
 
 
@@ -133,7 +133,7 @@ def test_an_image_is_decoded_once_an_epoch_whatever_the_workers(
     batches = []
     for rank in range(world):
         chips = stream(files(data, cache=room), slots=slots, mix=mix)
-        made = make_batches(chips, chips.start(), rank, world)
+        made = BatchLoader(chips, chips.start(), (rank, world))
         batches.append([batch.images.numpy() for batch in islice(made, steps)])
         made.close()
     chips = stream(files(data), slots=slots, mix=mix)
@@ -205,7 +205,7 @@ def test_workers_share_out_the_chips_of_one(tmp_path: Path, world: int) -> None:
 
     def batches(rank: int, world: int, start: StreamState | None = None) -> list[Any]:
         chips = stream(files(data, chunk=3), slots=size)
-        made = make_batches(chips, start or chips.start(), rank, world)
+        made = BatchLoader(chips, start or chips.start(), (rank, world))
         found = list(islice(made, steps))
         made.close()
         return found
