@@ -16,6 +16,7 @@ from pathlib import Path
 
 from af_pipeline.cli import complain, config_parser, in_thread, stoppable
 from af_pipeline.config import load_config
+from af_pipeline.data.annotations.dataset import AnnotationError
 from af_pipeline.settings.train import TrainConfig
 
 OWN = Path(__file__).parents[1] / "configs/train/own.yaml"
@@ -33,8 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(TrainConfig, arguments.config or OWN, arguments.sets)
         if look:
-            return look_at(config, arguments.suggest)
+            from af_pipeline.training.data import describe
+
+            print(describe(config, arguments.suggest))
+            return 0
     except ValueError as error:
+        if isinstance(error, AnnotationError):
+            print(error)  # all of it; an error line holds the first few
         return complain(error, 2)
     from af_pipeline.indexing.session import ray_session
     from af_pipeline.training.trainer import TrainError, train
@@ -47,22 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return complain(error, 2)
     print(f"checkpoint: {path}")
-    return 0
-
-
-def look_at(config: TrainConfig, suggest: bool) -> int:
-    """Print what to set for these data, or name every image that cannot be used."""
-    from af_pipeline.data.annotations.dataset import AnnotationError
-    from af_pipeline.suggest.text import suggest_for
-    from af_pipeline.training.data import load_training, look_at_data
-
-    try:
-        dataset = load_training(config)
-        told = suggest_for(dataset, config.chips.size) if suggest else None
-        print(told or "\n".join(look_at_data(config, dataset, every=True)))
-    except AnnotationError as error:
-        print(error)  # all of it; an error line holds the first few
-        raise
     return 0
 
 

@@ -26,6 +26,7 @@ from af_pipeline.sniper.images import (
     load_proposals,
 )
 from af_pipeline.sniper.stream import ChipStream, class_repeats
+from af_pipeline.suggest.text import suggest_for
 
 DECODED_PX = 1_000_000_000  # a check decodes so many: 3 to 9 s of one core
 
@@ -44,6 +45,17 @@ def load_validation(config: TrainConfig, names: tuple[str, ...]) -> AnnotatedDat
     data = config.data
     found = load_annotations(data.val, data.val_images, names, data.on_broken)
     return replace(found, images=evenly(found.images, config.validation.images))
+
+
+def describe(config: TrainConfig, suggest: bool) -> str:
+    """What to set for the training data, or, with all images decoded, what is wrong with them.
+
+    Raises ValueError where the data cannot be used; an AnnotationError names all that is wrong.
+    """
+    dataset = load_training(config)
+    if suggest:
+        return suggest_for(dataset, config.chips.size)
+    return "\n".join(look_at_data(config, dataset, every=True))
 
 
 def look_at_data(config: TrainConfig, dataset: AnnotatedDataset, every: bool = False) -> list[str]:
