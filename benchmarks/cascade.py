@@ -38,7 +38,7 @@ from af_pipeline.models.predictor import TorchPredictor, load_predictor
 from af_pipeline.output.tables import detections_table
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
-from af_pipeline.sniper.open_images import read_image
+from af_pipeline.sniper.images import read_image
 
 MODES = ("whole", "pyramid", "autofocus")
 

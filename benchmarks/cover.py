@@ -74,8 +74,6 @@ def main() -> int:
     arguments = parser.parse_args()
     config = load_config(TrainConfig, arguments.config, arguments.sets)
     dataset = load_training(config)
-    if dataset is None:
-        parser.error("give --set data.train=FILE")
     images = evenly(dataset.images, arguments.images)
     stride = sum(config.chips.stride) / 2
     seconds = np.zeros((len(images), len(config.pyramid), 2))

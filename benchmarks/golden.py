@@ -101,7 +101,7 @@ def chips(data: Path, folder: Path) -> Iterator[tuple[str, str]]:
     from af_pipeline.training.data import build_stream, load_training
 
     train = data / "aerial-cars/train.json"
-    changes = [f"data.train={train}", "data.synthetic_scenes=0"]
+    changes = [f"data.train={train}"]
     config = load_config(TrainConfig, ROOT / "configs/train/aerial_tiny.yaml", changes)
     stream = build_stream(config, load_training(config))
     source = stream.sources[0]

@@ -7,7 +7,7 @@ The ways take turns, ``rounds`` times, each with a fresh model on the same chips
 bare: forward, backward, clipping and optimiser on batches that lie in memory; loader: the same
 loop, batches made ahead in threads as in training; ray 1 and 2: jobs/train.py's loop with so many
 workers. Chips/s are medians over the rounds, the first 20 steps of each left out.
-A loader costs more until its images are decoded and its scenes drawn once; bare loads nothing.
+A loader costs more until its images are decoded once; bare loads nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import zlib
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -28,10 +29,10 @@ import torch
 from af_pipeline.config import load_config
 from af_pipeline.indexing.session import ray_session
 from af_pipeline.models.checkpoint import build_detector
+from af_pipeline.models.predictor import use_bf16
 from af_pipeline.settings.train import TrainConfig
-from af_pipeline.training.batches import make_batches, move
-from af_pipeline.training.data import build_stream, class_names_of, load_training
-from af_pipeline.training.loop import optim_rule
+from af_pipeline.training.batches import BatchLoader, move
+from af_pipeline.training.data import build_stream, load_training
 from af_pipeline.training.step import LossModule, build_optimizer
 from af_pipeline.training.trainer import absolute, train
 
@@ -41,7 +42,7 @@ WARM = 20
 def bare_loop(config: TrainConfig, classes: int, batches: list, device: torch.device) -> float:
     """Chips/s of the plainest loop over ``batches`` (an iterable of engine.Batch)."""
     torch.manual_seed(config.run.seed)
-    rule = optim_rule(config, device)
+    rule = replace(config.optim, bf16=use_bf16(config.optim.bf16, device))
     detector = build_detector(config.model.model_dump(), classes)
     model = LossModule(detector.to(device, memory_format=torch.channels_last))
     optimizer = build_optimizer(model, rule)
@@ -50,7 +51,7 @@ def bare_loop(config: TrainConfig, classes: int, batches: list, device: torch.de
         if number == WARM:
             began, steps = time.perf_counter(), 0
         images, targets = batch.images.to(device), move(batch.targets, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=rule.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=rule.bf16 is True):
             parts = model(images, targets)
         loss = sum(parts[name] * rule.weights[name] for name in parts)
         optimizer.zero_grad(set_to_none=True)
@@ -92,7 +93,7 @@ def main() -> int:
     torch.set_flush_denormal(True)
     device = torch.device("cuda" if config.run.use_gpu else "cpu")
     dataset = load_training(config)
-    classes = len(class_names_of(config, dataset))
+    classes = len(dataset.class_names)
     stream = build_stream(config, dataset)
     made = list(islice(loader(config, stream, 0, 1), arguments.steps))
     same = same_chips(config, stream, [digest(batch.images) for batch in made[:5]])
@@ -112,7 +113,7 @@ def main() -> int:
 
 
 def loader(config: TrainConfig, stream, rank: int, world: int):
-    return make_batches(stream, stream.start(), rank, world, config.run.loader_threads)
+    return BatchLoader(stream, stream.start(), (rank, world), config.run.loader_threads)
 
 
 def same_chips(config: TrainConfig, stream, wanted_digests: list[int]) -> bool:

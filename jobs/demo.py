@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,11 +23,10 @@ from af_pipeline.config import load_config
 from af_pipeline.data.annotations.load import load_annotations
 from af_pipeline.evaluation.coco import evaluate_detections
 from af_pipeline.reporting.pictures import write_pictures
-from af_pipeline.scenes.synthetic import write_dataset
 from af_pipeline.settings.index import IndexConfig
 
-ROOT = Path(__file__).resolve().parent.parent
-SIZES = ((1080, 1920), (1536, 2048))  # height, width px
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = ("1080x1920", "1536x2048")  # height, width px
 SEED = 20_000  # scenes that no training of ours has seen
 
 QUERY = """SELECT label, count(*) AS objects, round(avg(score), 2) AS mean_score,
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in (scenes, run, pictures):
         shutil.rmtree(folder, ignore_errors=True)
     print(f"rendering {arguments.scenes} scenes into {scenes}", flush=True)
-    truth = write_dataset(scenes, arguments.scenes, SEED, SIZES)
+    truth = draw_scenes(arguments.scenes, scenes)
     try:
         print(f"\n{run_index(truth.parent / 'images', run)}")
     except ValueError as error:
@@ -65,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"report      {pictures / 'index.html'}")
     print(f"demo took   {time.perf_counter() - began:.0f} s")
     return 0
+
+
+def draw_scenes(count: int, folder: Path) -> Path:
+    """Draw scenes into a folder; returns their annotations."""
+    command = [sys.executable, "-m", "examples.aerial_scenes", "--count", str(count)]
+    command += ["--seed", str(SEED), "--output", str(folder), "--sizes", *SIZES]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return folder / "annotations.json"
 
 
 def run_index(images: Path, target: Path) -> str:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from af_pipeline.cli import complain, config_parser, in_thread, stoppable
-from af_pipeline.config import ConfigError, load_config
+from af_pipeline.config import load_config
+from af_pipeline.data.annotations.dataset import AnnotationError
 from af_pipeline.settings.train import TrainConfig
 
 OWN = Path(__file__).parents[1] / "configs/train/own.yaml"
@@ -27,15 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--suggest", action="store_true", help="report on data.train, no training")
     parser.add_argument("--check", action="store_true", help="decode every image, no training")
     arguments = parser.parse_args(argv)
-    look = suggest if arguments.suggest else check if arguments.check else None
+    look = arguments.suggest or arguments.check
     if not arguments.config and not look:
         parser.error("--config is needed, except with --suggest and --check")
     try:
         config = load_config(TrainConfig, arguments.config or OWN, arguments.sets)
-    except ConfigError as error:
+        if look:
+            from af_pipeline.training.data import describe
+
+            print(describe(config, arguments.suggest))
+            return 0
+    except ValueError as error:
+        if isinstance(error, AnnotationError):
+            print(error)  # all of it; an error line holds the first few
         return complain(error, 2)
-    if look:
-        return look(config)
     from af_pipeline.indexing.session import ray_session
     from af_pipeline.training.trainer import TrainError, train
 
@@ -47,39 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return complain(error, 2)
     print(f"checkpoint: {path}")
-    return 0
-
-
-def suggest(config: TrainConfig) -> int:
-    """Print the report on the training data, with settings to paste."""
-    from af_pipeline.suggest.text import suggest_for
-    from af_pipeline.training.data import load_training
-
-    try:
-        dataset = load_training(config)
-        if dataset is None:
-            raise ValueError("--suggest needs the data: --set data.train=FILE")
-        print(suggest_for(dataset, config.chips.size))
-    except ValueError as error:
-        return complain(error, 2)
-    return 0
-
-
-def check(config: TrainConfig) -> int:
-    """Decode every image of the data and name each that cannot be used."""
-    from af_pipeline.data.annotations.dataset import AnnotationError
-    from af_pipeline.training.data import load_training, look_at_data
-
-    try:
-        dataset = load_training(config)
-        if dataset is None:
-            raise ValueError("--check needs the data: --set data.train=FILE")
-        print("\n".join(look_at_data(config, dataset, every=True)))
-    except AnnotationError as error:
-        print(error)  # all of it; an error line holds the first few
-        return complain(error, 2)
-    except ValueError as error:
-        return complain(error, 2)
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Data sources: real sets, tiling and synthetic scenes."""
+"""Where images and annotations are, and how they are read."""

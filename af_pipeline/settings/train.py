@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from af_pipeline.config import Count, Section, Threads
+from af_pipeline.config import Count, Section, Threads, rule
 from af_pipeline.core.focus import FocusRule
 from af_pipeline.core.scales import Scale, check_pyramid
 from af_pipeline.images.depth import DepthConfig
 from af_pipeline.settings.ray import RayConfig
-from af_pipeline.sniper.chips import ChipConfig
+from af_pipeline.sniper.chips import SniperRule
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+
+
+@rule
+class TrainPart:
+    """A part of the training data: one annotation file, and the share of chips that it gives."""
+
+    uri: str
+    share: float | None = Field(None, gt=0, description="against the other parts'; all or none")
+
+
+def _parts(given: Any) -> Any:
+    """One path, or paths and parts, as parts."""
+    given = (given,) if isinstance(given, str) else given
+    if not isinstance(given, (list, tuple)):
+        return given
+    return tuple({"uri": one} if isinstance(one, str) else one for one in given)
 
 
 class DataConfig(Section):
     """Training and validation data: COCO json, VOC image sets (ROOT/ImageSets/Main/NAME.txt) or
     Parquet of boxes, one or several."""
 
-    train: Paths = Field((), description="annotations to train on; none: only drawn scenes")
+    train: Annotated[tuple[TrainPart, ...], BeforeValidator(_parts)] = Field(
+        (),
+        description="annotations to train on: a path, a list of paths, or a list of "
+        "{uri: PATH, share: 0.8}, whose chips are mixed by their shares",
+    )
     val: Paths = Field((), description="annotations to validate on during training")
     images: str | None = Field(
         None, description="image folder of data.train, if not where annotations say"
@@ -45,8 +66,6 @@ class DataConfig(Section):
     proposals: str | None = Field(
         None, description="detections folder of jobs/mine.py; gives mined negative chips"
     )
-    synthetic_scenes: Count = Field(0, ge=0, description="drawn scenes mixed into the training")
-    synthetic_share: float = Field(0.2, ge=0, le=1, description="share of chips drawn from them")
     cache_gb: float = Field(
         2.0, gt=0, le=10_000, description="decoded images kept in memory per worker, GB"
     )
@@ -57,6 +76,12 @@ class DataConfig(Section):
         description="chips with rare classes come (most frequent / own)^power "
         "times an epoch, at most 8; 0: once",
     )
+
+    @model_validator(mode="after")
+    def _shares(self) -> DataConfig:
+        if len({part.share is None for part in self.train}) > 1:
+            raise ValueError("train: give every part a share, or none")
+        return self
 
 
 class ModelConfig(Section):
@@ -115,39 +140,66 @@ class ModelConfig(Section):
         return self
 
 
-class OptimConfig(Section):
+@rule
+class OptimRule:
     """Optimiser, schedule and the weights of the losses."""
 
-    steps: Count = Field(6000, ge=1, description="optimiser steps")
-    global_batch: int = Field(8, ge=1, le=10**6, description="chips per step over all workers")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    lr: float = Field(2e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.05, ge=0, description="decay of weights (not norms, biases)")
-    warmup_steps: Count = Field(300, ge=0)
-    schedule: Literal["cosine", "step"] = Field(
-        "cosine", description="cosine: half a cosine down to 1%; step: times step_factor"
+    steps: Count = Field(default=6000, ge=1, description="optimiser steps")
+    global_batch: int = Field(
+        default=8, ge=1, le=10**6, description="chips per step over all workers"
     )
-    step_at: tuple[float, ...] = Field((0.76,), description="schedule=step: when, share of steps")
-    step_factor: float = Field(0.1, gt=0, lt=1)
-    clip_norm: float = Field(10.0, gt=0, description="gradient norm limit")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="averaged weights: decay per step")
-    class_weight: float = Field(1.0, ge=0)
-    box_weight: float = Field(2.0, ge=0)
-    focus_weight: float = Field(1.0, ge=0)
-    rpn_class_weight: float = Field(1.0, ge=0, description="faster_rcnn only")
-    rpn_box_weight: float = Field(1.0, ge=0, description="faster_rcnn only")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    lr: float = Field(default=2e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(
+        default=0.05, ge=0, description="decay of weights (not norms, biases)"
+    )
+    warmup_steps: Count = Field(default=300, ge=0)
+    schedule: Literal["cosine", "step"] = Field(
+        default="cosine",
+        description="cosine: half a cosine down to 1%; step: times step_factor",
+    )
+    step_at: tuple[float, ...] = Field(
+        default=(0.76,), description="schedule=step: when, share of steps"
+    )
+    step_factor: float = Field(default=0.1, gt=0, lt=1)
+    clip_norm: float = Field(default=10.0, gt=0, description="gradient norm limit")
+    ema_decay: float = Field(
+        default=0.999, ge=0, lt=1, description="averaged weights: decay per step"
+    )
+    class_weight: float = Field(default=1.0, ge=0)
+    box_weight: float = Field(default=2.0, ge=0)
+    focus_weight: float = Field(default=1.0, ge=0)
+    rpn_class_weight: float = Field(default=1.0, ge=0, description="faster_rcnn only")
+    rpn_box_weight: float = Field(default=1.0, ge=0, description="faster_rcnn only")
     bf16: bool | Literal["auto"] = Field(
-        "auto", description="bfloat16 autocast of the forward pass; auto: where the device has it"
+        default="auto",
+        description="bfloat16 autocast of the forward pass; auto: where the device has it",
     )
 
     @model_validator(mode="after")
-    def _steps(self) -> OptimConfig:
+    def _steps(self) -> OptimRule:
         if list(self.step_at) != sorted(set(self.step_at)) or not all(
             0 < share < 1 for share in self.step_at
         ):
             raise ValueError(f"step_at takes rising shares between 0 and 1; found {self.step_at}")
         return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What each part of the loss counts."""
+        names = ("rpn_class", "rpn_box", "class", "box", "focus")
+        return {name: getattr(self, f"{name}_weight") for name in names}
+
+    def rate(self, step: int) -> float:
+        """Learning rate: linear warm-up, then half a cosine down to 1%, or the steps."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "step":
+            passed = sum(step >= share * self.steps for share in self.step_at)
+            return float(self.lr * self.step_factor**passed)
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 class ValidationConfig(Section):
@@ -196,8 +248,8 @@ class TrainConfig(Section):
     model: ModelConfig = ModelConfig()
     pyramid: tuple[Scale, ...] = Field(description="scales, coarse to fine")
     focus_labels: FocusRule = FocusRule()
-    chips: ChipConfig = ChipConfig()
-    optim: OptimConfig = OptimConfig()
+    chips: SniperRule = SniperRule()
+    optim: OptimRule = OptimRule()
     validation: ValidationConfig = ValidationConfig()
     mining: MiningConfig = MiningConfig()
     run: TrainRunConfig = TrainRunConfig()

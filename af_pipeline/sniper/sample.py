@@ -6,34 +6,34 @@ Everything random comes from the generator, so a sample is a function of (seed, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.core.focus import FocusRule, focus_labels
+from af_pipeline.core.boxes import box_side, visible_share
+from af_pipeline.core.focus import focus_labels
 from af_pipeline.core.resize import resize
-from af_pipeline.core.scales import Scale
 from af_pipeline.images.guards import SIDEWAYS
-from af_pipeline.sniper.chips import ChipBoxes, ChipWindow, boxes_in_window
+from af_pipeline.sniper.chips import MIN_SIDE, ChipMaking, ChipWindow
 
 GREY = np.array([0.299, 0.587, 0.114])  # luma of R, G, B
 PAD_VALUE = 114  # grey used for padding, near the mean of natural images
 
 
 @dataclass(frozen=True)
-class SampleRule:
-    """How a window becomes a training chip.
-
-    ``flips``: "none", "horizontal", or "all" eight flips and quarter turns (seen from above, no
-    direction is special); ``colour``: strength of the colour change, 0..1.
+class ChipBoxes:
+    """Boxes of a chip in chip px. boxes [N, 4] clipped to the chip, unclipped [N, 4] as scaled;
+    labels [N]; valid [N]: to be learned; ignored [N]: give no loss (out of the valid range, too
+    small, cut, or crowd); crowd [N]. Every box that meets the chip is valid or ignored.
     """
 
-    scales: tuple[Scale, ...]
-    focus: FocusRule
-    flips: Literal["none", "horizontal", "all"] = "all"
-    colour: float = 0.5
+    boxes: NDArray[np.float32]
+    unclipped: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    valid: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+    crowd: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,49 @@ class Sample:
 
 
 def make_sample(
-    rng: np.random.Generator, labelled: LabelledImage, window: ChipWindow, rule: SampleRule
+    rng: np.random.Generator, labelled: LabelledImage, window: ChipWindow, making: ChipMaking
 ) -> Sample:
     """The chip of ``labelled`` at ``window``, augmented, with its targets."""
-    scale = rule.scales[window.scale]
+    scale = making.scales[window.scale]
     range_px = scale.valid_range_px(scale.factor_for(*labelled.image.shape[:2]))
     boxes = boxes_in_window(window, labelled.boxes, labelled.labels, labelled.crowd, range_px)
     image = cut_window(labelled.image, window)
-    image, boxes = _turn(rng, image, boxes, rule.flips)
-    image = recolour(rng, image, rule.colour)
+    image, boxes = _turn(rng, image, boxes, making.chips.flips)
+    image = recolour(rng, image, making.chips.colour)
     size = window.size
-    focus = focus_labels(boxes.unclipped, size, size, rule.focus, boxes.crowd)
+    focus = focus_labels(boxes.unclipped, size, size, making.focus, boxes.crowd)
     return Sample(image, boxes, focus, window, range_px)
+
+
+def boxes_in_window(
+    window: ChipWindow,
+    boxes: NDArray,
+    labels: NDArray,
+    crowd: NDArray,
+    range_px: tuple[float, float],
+    min_visible: float = 0.5,
+) -> ChipBoxes:
+    """Boxes (original px) of an image as a training chip sees them.
+
+    Valid: not crowd, at least ``min_visible`` of the area inside the chip, clipped side at least
+    `MIN_SIDE` chip px, and the whole size in chip px above ``range_px[0]`` and up to
+    ``range_px[1]`` (the scale's valid range at its nominal factor). A window that owns boxes
+    learns those, whatever their size and share, down to `MIN_SIDE`.
+    """
+    factor = np.float32(window.size / window.span)
+    shift = np.array([window.x0, window.y0] * 2, np.float32)
+    scaled = (boxes.astype(np.float32) - shift) * factor
+    share = visible_share(scaled, (0.0, 0.0, float(window.size), float(window.size)))
+    own = np.zeros(len(boxes), bool)
+    own[list(window.owned or ())] = True
+    meets = share > 0
+    scaled, share, crowd_in, own = scaled[meets], share[meets], crowd[meets], own[meets]
+    clipped = np.clip(scaled, 0, window.size).astype(np.float32)
+    if window.owned is None:
+        side = box_side(scaled)
+        own = (side > range_px[0]) & (side <= range_px[1]) & (share >= min_visible)
+    valid = own & (box_side(clipped) >= MIN_SIDE) & ~crowd_in
+    return ChipBoxes(clipped, scaled, labels[meets].astype(np.int32), valid, ~valid, crowd_in)
 
 
 def cut_window(image: NDArray[np.uint8], window: ChipWindow) -> NDArray[np.uint8]:

@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from af_pipeline.data.annotations.dataset import AnnotatedDataset
-from af_pipeline.sniper.chips import ChipWindow, CoverRule, ImageBoxes, boxes_in_window, image_chips
-from af_pipeline.sniper.images import ImageSource
-from af_pipeline.sniper.open_images import BrokenImageError, turn_boxes
-from af_pipeline.sniper.sample import Sample, SampleRule, make_sample
+from af_pipeline.sniper.chips import ChipMaking, ChipWindow, ImageBoxes, image_chips
+from af_pipeline.sniper.images import BrokenImageError, FileImages, turn_boxes
+from af_pipeline.sniper.sample import Sample, boxes_in_window, make_sample
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +92,9 @@ class ChipStream:
 
     def __init__(
         self,
-        sources: tuple[ImageSource, ...],
-        shares: tuple[float, ...],
-        cover: CoverRule,
-        rule: SampleRule,
+        sources: Sequence[FileImages],
+        shares: Sequence[float],
+        making: ChipMaking,
         seed: int,
         *,
         slots: int = 1,
@@ -104,9 +102,7 @@ class ChipStream:
         repeats: NDArray[np.float64] | None = None,
         drop_broken: bool = False,
     ) -> None:
-        if not sources:
-            raise ValueError("no training images: set data.train, or data.synthetic_share=1")
-        self.sources, self.shares, self.cover, self.rule = sources, shares, cover, rule
+        self.sources, self.shares, self.making = tuple(sources), tuple(shares), making
         self.seed, self.repeats, self.slots, self.mix = seed, repeats, slots, mix
         self.drop_broken, self.left_out = drop_broken, set[str]()
         self.recent: OrderedDict[tuple[int, int, int], list[list[ChipRef]]] = OrderedDict()
@@ -172,7 +168,7 @@ class ChipStream:
         image, labels = source.boxes(number)
         rng = self._rng(index, number, epoch)
         windows = []
-        for window in image_chips(rng, image, self.rule.scales, self.cover):
+        for window in image_chips(rng, image, self.making):
             windows += [window] * self._repeat(rng, window, image, labels)
         return [ChipRef(index, number, epoch, i, window) for i, window in enumerate(windows)]
 
@@ -197,7 +193,7 @@ class ChipStream:
             spot = turn_boxes(np.array([window.box]), image.drawn_size, image.turn)[0]
             window = replace(window, x0=int(spot[0]), y0=int(spot[1]))
         rng = self._rng(ref.source, ref.image, ref.epoch, ref.number + 1)
-        return make_sample(rng, image, window, self.rule)
+        return make_sample(rng, image, window, self.making)
 
     def _leave_out(self, text: str) -> None:
         if text not in self.left_out:
@@ -226,7 +222,7 @@ class ChipStream:
     ) -> int:
         if self.repeats is None or window.kind != "positive":
             return 1
-        scale = self.rule.scales[window.scale]
+        scale = self.making.scales[window.scale]
         range_px = scale.valid_range_px(scale.factor_for(*image.size))
         inside = boxes_in_window(window, image.boxes, labels, image.crowd, range_px)
         most = self.repeats[inside.labels[inside.valid]].max(initial=1.0)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,25 +29,21 @@ def collate(samples: Sequence[Sample]) -> tuple[Tensor, Targets]:
     """Stack samples: images uint8 [N, 3, K, K] and targets padded to the most boxes."""
     images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2)
     most = max(len(s.boxes.boxes) for s in samples)
-    n = len(samples)
-    boxes = np.zeros((n, most, 4), np.float32)
-    labels = np.zeros((n, most), np.int64)
-    valid, ignored, crowd = np.zeros((3, n, most), bool)
-    for i, sample in enumerate(samples):
-        count = len(sample.boxes.boxes)
-        boxes[i, :count] = sample.boxes.boxes
-        labels[i, :count] = sample.boxes.labels
-        valid[i, :count] = sample.boxes.valid
-        ignored[i, :count] = sample.boxes.ignored
-        crowd[i, :count] = sample.boxes.crowd
-    as_tensor = torch.from_numpy
+
+    def padded(name: str, *shape: int) -> Tensor:
+        rows = [getattr(sample.boxes, name) for sample in samples]
+        whole = np.zeros((len(rows), most, *shape), rows[0].dtype)
+        for place, row in zip(whole, rows, strict=True):
+            place[: len(row)] = row
+        return torch.from_numpy(whole)
+
     targets = Targets(
-        boxes=as_tensor(boxes),
-        labels=as_tensor(labels),
-        valid=as_tensor(valid),
-        ignored=as_tensor(ignored),
-        crowd=as_tensor(crowd),
-        focus=as_tensor(np.stack([s.focus for s in samples])),
+        boxes=padded("boxes", 4),
+        labels=padded("labels").long(),
+        valid=padded("valid"),
+        ignored=padded("ignored"),
+        crowd=padded("crowd"),
+        focus=torch.from_numpy(np.stack([s.focus for s in samples])),
         ranges=torch.tensor([s.range_px for s in samples], dtype=torch.float32),
     )
     return images, targets
@@ -60,69 +54,52 @@ def move(targets: Targets, device: torch.device) -> Targets:
     return Targets(**{k: v.to(device, non_blocking=True) for k, v in vars(targets).items()})
 
 
-def make_batches(
-    stream: ChipStream,
-    state: StreamState,
-    rank: int,
-    world: int,
-    threads: int = 2,
-    ahead: int = 4,
-) -> Generator[Batch, None, None]:
-    """Batches of one worker from ``state`` on, made ahead in threads, without end.
+class BatchLoader(Iterator[Batch]):
+    """Batches of one worker from ``state`` on, made ahead in threads, without end; `close` it.
 
-    Worker ``rank`` of ``world`` serves every world-th slot of the stream's global batches.
+    Worker ``rank`` of ``world`` serves every world-th slot of the stream's global batches. The
+    chips of ``ahead`` steps are in the making while as many batches wait.
     """
-    if stream.slots % world:
-        raise ValueError(f"global_batch {stream.slots} must be a multiple of {world} workers")
-    ready: queue.Queue = queue.Queue(maxsize=ahead)
-    stopped = threading.Event()
 
-    def put(item: object) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                break
-            except queue.Full:
-                continue
+    def __init__(
+        self,
+        stream: ChipStream,
+        state: StreamState,
+        place: tuple[int, int] = (0, 1),
+        threads: int = 2,
+        ahead: int = 4,
+    ) -> None:
+        self.rank, self.world = place
+        if stream.slots % self.world:
+            raise ValueError(
+                f"global_batch {stream.slots} must be a multiple of {self.world} workers"
+            )
+        self.stream, self.steps, self.ahead = stream, stream.walk(state), ahead
+        self.making: deque[tuple[list[Future[Sample]], StreamState]] = deque()
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="chips")
+        self.lead = ThreadPoolExecutor(1, thread_name_prefix="chip-stream")  # makes them in order
+        self.ready = deque(self.lead.submit(self._make) for _ in range(ahead))
 
-    def produce() -> None:
+    def __next__(self) -> Batch:
+        """The next batch; what went wrong in a thread is raised here, and ends them all."""
         try:
-            with ThreadPoolExecutor(threads, thread_name_prefix="chips") as pool:
-                for item in _pending(stream, state, (rank, world), pool, ahead):
-                    if stopped.is_set():
-                        pool.shutdown(cancel_futures=True)
-                        return
-                    put(item)
-        except BaseException as error:  # carried over to the consumer, which raises it
-            put(error)
+            batch = self.ready.popleft().result()
+        except BaseException:
+            self.close()
+            raise
+        self.ready.append(self.lead.submit(self._make))
+        return batch
 
-    thread = threading.Thread(target=produce, daemon=True, name="chip-stream")
-    thread.start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
+    def close(self) -> None:
+        """End the threads once they have made what they are at."""
+        for threads in (self.lead, self.pool):
+            threads.shutdown(wait=False, cancel_futures=True)
 
-
-def _pending(
-    stream: ChipStream,
-    state: StreamState,
-    place: tuple[int, int],
-    pool: ThreadPoolExecutor,
-    ahead: int,
-) -> Iterator[Batch]:
-    """Keep the chips of ``ahead`` steps in the making; yield the steps in order."""
-    rank, world = place
-    walk = stream.walk(state)
-    waiting: deque[tuple[list[Future[Sample]], StreamState]] = deque()
-    while True:
-        while len(waiting) < ahead:
-            refs, after = next(walk)
-            waiting.append(([pool.submit(stream.sample, ref) for ref in refs[rank::world]], after))
-        futures, after = waiting.popleft()
+    def _make(self) -> Batch:
+        while len(self.making) < self.ahead:
+            refs, after = next(self.steps)
+            mine = refs[self.rank :: self.world]
+            self.making.append(([self.pool.submit(self.stream.sample, ref) for ref in mine], after))
+        futures, after = self.making.popleft()
         images, targets = collate([future.result() for future in futures])
-        yield Batch(images, targets, after)
+        return Batch(images, targets, after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -14,26 +15,28 @@ from af_pipeline.data.annotations.dataset import (
     first_of,
 )
 from af_pipeline.data.annotations.load import load_annotations
-from af_pipeline.scenes.images import SceneImages
-from af_pipeline.scenes.synthetic import CLASS_NAMES
 from af_pipeline.settings.train import DataConfig, TrainConfig
-from af_pipeline.sniper.chips import CoverRule
-from af_pipeline.sniper.images import CHUNK, FileImages, ImageCache, ImageSource
-from af_pipeline.sniper.open_images import check_images
-from af_pipeline.sniper.proposals import load_proposals
-from af_pipeline.sniper.sample import SampleRule
+from af_pipeline.sniper.chips import ChipMaking
+from af_pipeline.sniper.images import (
+    CHUNK,
+    FileImages,
+    ImageCache,
+    check_images,
+    load_proposals,
+)
 from af_pipeline.sniper.stream import ChipStream, class_repeats
+from af_pipeline.suggest.text import suggest_for
 
 DECODED_PX = 1_000_000_000  # a check decodes so many: 3 to 9 s of one core
-SCENE_BYTES = 3 * 1024 * 1024  # of a drawn scene, decoded
 
 
-def load_training(config: TrainConfig) -> AnnotatedDataset | None:
-    """The training annotations; None where a run trains on drawn scenes alone."""
+def load_training(config: TrainConfig) -> AnnotatedDataset:
+    """The training annotations of all parts. Raises ValueError where none are named."""
     data = config.data
     if not data.train:
-        return None
-    return load_annotations(data.train, data.images, config.classes, data.on_broken)
+        raise ValueError("no training images: name their annotations by --set data.train=FILE")
+    paths = [part.uri for part in data.train]
+    return load_annotations(paths, data.images, config.classes, data.on_broken)
 
 
 def load_validation(config: TrainConfig, names: tuple[str, ...]) -> AnnotatedDataset:
@@ -43,21 +46,27 @@ def load_validation(config: TrainConfig, names: tuple[str, ...]) -> AnnotatedDat
     return found.with_images(evenly(found.images, config.validation.images))
 
 
-def look_at_data(
-    config: TrainConfig, dataset: AnnotatedDataset | None, every: bool = False
-) -> list[str]:
+def describe(config: TrainConfig, suggest: bool) -> str:
+    """What to set for the training data, or, with all images decoded, what is wrong with them.
+
+    Raises ValueError where the data cannot be used; an AnnotationError names all that is wrong.
+    """
+    dataset = load_training(config)
+    if suggest:
+        return suggest_for(dataset, config.chips.size)
+    return "\n".join(look_at_data(config, dataset, every=True))
+
+
+def look_at_data(config: TrainConfig, dataset: AnnotatedDataset, every: bool = False) -> list[str]:
     """`check_data` for the training and the validation images; what to tell of them.
 
     Raises AnnotationError, with what is wrong with both, and ValueError.
     """
-    told: list[str] = []
+    told = [f"left out: {line}" for line in first_of(dataset.dropped)]
     wrong: list[str] = []
-    sets: dict[str, AnnotatedDataset] = {}
-    if dataset is not None:
-        told += [f"left out: {line}" for line in first_of(dataset.dropped)]
-        sets["images of data.train"] = dataset
+    sets = {"images of data.train": dataset}
     if config.validation.every:
-        judged = load_validation(config, class_names_of(config, dataset))
+        judged = load_validation(config, dataset.class_names)
         if not any(len(image.boxes) for image in judged.images):
             raise ValueError("data.val has no boxes to be found")
         sets["images of data.val (folder: data.val_images)"] = judged
@@ -68,9 +77,7 @@ def look_at_data(
             wrong.append(str(error))
     if wrong:
         raise AnnotationError("\n".join(wrong))
-    if dataset is not None:
-        told += check_cache(config, dataset)
-    return told
+    return told + check_cache(config, dataset)
 
 
 def check_cache(config: TrainConfig, dataset: AnnotatedDataset) -> list[str]:
@@ -138,73 +145,26 @@ def evenly(images: Sequence[AnnotatedImage], count: int) -> tuple[AnnotatedImage
     return tuple(images[i * len(images) // count] for i in range(count))
 
 
-def class_names_of(config: TrainConfig, dataset: AnnotatedDataset | None) -> tuple[str, ...]:
-    """Class names of a run: those of the data, or stated, or the drawn scenes'."""
-    if dataset is not None:
-        return dataset.class_names
-    return config.classes or CLASS_NAMES
-
-
-def cover_rule(config: TrainConfig) -> CoverRule:
-    """Where chips are laid."""
-    chips, labels = config.chips, config.focus_labels
-    return CoverRule(
-        size=chips.size,
-        stride=chips.stride,
-        jitter=chips.jitter,
-        negatives=chips.negatives,
-        min_proposals=chips.min_proposals,
-        focus_chips=chips.focus_chips,
-        focus_sides=(labels.ignore_below, labels.focus_below),
-        bounds=chips.bounds,
-    )
-
-
-def build_stream(config: TrainConfig, dataset: AnnotatedDataset | None) -> ChipStream:
+def build_stream(config: TrainConfig, dataset: AnnotatedDataset) -> ChipStream:
     """The run's stream of chips. Raises ValueError where the data cannot serve it."""
-    data, seed, slots = config.data, config.run.seed, config.optim.global_batch
+    data, slots = config.data, config.optim.global_batch
     cache = ImageCache(int(data.cache_gb * 1e9))
-    share = data.synthetic_share if data.synthetic_scenes else 0.0
-    if dataset is None and data.proposals:
-        raise ValueError("data.proposals belong to data.train, which is not given")
-    if dataset is not None and share == 1:
-        raise ValueError("data.synthetic_share=1 leaves data.train unused: drop one of them")
-    sources: list[ImageSource] = []
-    shares: list[float] = []
-    if dataset is not None:
-        proposals = load_proposals(data.proposals) if data.proposals else None
-        if proposals is not None and not proposals.keys() & {i.image_id for i in dataset.images}:
-            raise ValueError(
-                f"data.proposals={data.proposals} has no image of data.train: extract them with "
-                "jobs/mine.py from the same data"
-            )
-        chunk = max(CHUNK, 4 * slots)
-        sources.append(
-            FileImages(dataset, cache, proposals, chunk, frame=data.exif, depth=data.depth)
+    proposals = load_proposals(data.proposals) if data.proposals else None
+    if proposals is not None and not proposals.keys() & {i.image_id for i in dataset.images}:
+        raise ValueError(
+            f"data.proposals={data.proposals} has no image of data.train: extract them with "
+            "jobs/mine.py from the same data"
         )
-        shares.append(1 - share)
-    if share > 0:
-        names = class_names_of(config, dataset)
-        if names != CLASS_NAMES:
-            raise ValueError(
-                f"drawn scenes have the classes {', '.join(CLASS_NAMES)}, the data have "
-                f"{', '.join(names)}: set data.synthetic_scenes=0"
-            )
-        sources.append(SceneImages(data.synthetic_scenes, seed, cache, max(8, 2 * slots)))
-        shares.append(share)
-    repeats = class_repeats(dataset, data.class_power) if dataset and data.class_power else None
-    rule = SampleRule(
-        scales=config.pyramid,
-        focus=config.focus_labels,
-        flips=config.chips.flips,
-        colour=config.chips.colour,
-    )
+    sources = [
+        FileImages(part, cache, proposals, max(CHUNK, 4 * slots), frame=data.exif, depth=data.depth)
+        for part in split_parts(config, dataset)
+    ]
+    repeats = class_repeats(dataset, data.class_power) if data.class_power else None
     return ChipStream(
-        tuple(sources),
-        tuple(shares),
-        cover_rule(config),
-        rule,
-        seed,
+        sources,
+        [part.share or 1.0 for part in data.train[: len(sources)]],
+        ChipMaking(config.pyramid, config.chips, config.focus_labels),
+        config.run.seed,
         slots=slots,
         mix=images_mixed(dataset, cache.capacity, slots),
         repeats=repeats,
@@ -212,7 +172,18 @@ def build_stream(config: TrainConfig, dataset: AnnotatedDataset | None) -> ChipS
     )
 
 
-def images_mixed(dataset: AnnotatedDataset | None, capacity: int, slots: int) -> int:
+def split_parts(config: TrainConfig, dataset: AnnotatedDataset) -> list[AnnotatedDataset]:
+    """The parts that have a share; all as one where none has."""
+    if len(config.data.train) < 2 or config.data.train[0].share is None:
+        return [dataset]
+    ends = list(accumulate(dataset.counts))
+    return [
+        dataset.with_images(dataset.images[end - count : end])
+        for count, end in zip(dataset.counts, ends, strict=True)
+    ]
+
+
+def images_mixed(dataset: AnnotatedDataset, capacity: int, slots: int) -> int:
     """How many images a slot may go through together: what half the cache holds, at most 16.
 
     The same for any number of workers, of which one alone serves all slots.
@@ -220,10 +191,9 @@ def images_mixed(dataset: AnnotatedDataset | None, capacity: int, slots: int) ->
     return int(np.clip(capacity / (2 * slots * mean_bytes(dataset)), 1, 16))
 
 
-def mean_bytes(dataset: AnnotatedDataset | None) -> float:
-    """Of a decoded image; of a drawn scene where there are no others."""
-    sizes = [3 * image.width * image.height for image in dataset.images] if dataset else []
-    return float(np.mean(sizes)) if sizes else SCENE_BYTES
+def mean_bytes(dataset: AnnotatedDataset) -> float:
+    """Of a decoded image."""
+    return float(np.mean([3 * image.width * image.height for image in dataset.images] or [1]))
 
 
 def chips_per_epoch(stream: ChipStream, source: int = 0, most: int = 300) -> dict[str, float]:

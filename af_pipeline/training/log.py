@@ -16,13 +16,6 @@ from af_pipeline.settings.train import TrainConfig
 METRICS_FILE = "metrics.jsonl"
 
 
-def run_folder(config: TrainConfig) -> Path:
-    """Local folder of a run: metrics, TensorBoard, the exported model; beside the checkpoints
-    unless those go to remote storage."""
-    remote = "://" in config.run.output
-    return Path("runs" if remote else config.run.output).absolute() / config.run.name
-
-
 class TrainingLog:
     """Per-step metrics of rank 0; other ranks only keep the last means.
 

@@ -7,8 +7,9 @@ Source: SNIPER (NeurIPS 2018) §3.2. The chips themselves are laid while trainin
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from af_pipeline.core.lanes import LaneConfig
 from af_pipeline.core.stacking import StackRule
@@ -41,12 +42,10 @@ def mine(config: TrainConfig, output: str, checkpoint: str | None = None) -> Min
     check_output(OutputConfig(uri=output))  # before the training, which takes long
     config = absolute(config)
     dataset = load_training(config)
-    if dataset is None:
-        raise ValueError("mining needs data.train: drawn scenes hold no surprises")
     weights = checkpoint or str(train(first_training(config)))
     outcome = index(proposal_config(config, weights, output), images=_listed(dataset))
     found = outcome.root / "detections"
-    data = config.data.model_copy(update={"proposals": str(found), "synthetic_scenes": 0})
+    data = config.data.model_copy(update={"proposals": str(found)})
     stream = build_stream(config.model_copy(update={"data": data}), dataset)
     return Mined(found, outcome, chips_per_epoch(stream))
 
@@ -54,14 +53,14 @@ def mine(config: TrainConfig, output: str, checkpoint: str | None = None) -> Min
 def first_training(config: TrainConfig) -> TrainConfig:
     """The short training: no proposals yet, and of two stages only the first learns."""
     steps = config.mining.steps
-    optim = {"steps": steps, "warmup_steps": min(config.optim.warmup_steps, steps // 10)}
-    weights: dict[str, float] = {}
+    optim: dict[str, Any] = {"steps": steps}
+    optim["warmup_steps"] = min(config.optim.warmup_steps, steps // 10)
     if config.model.kind == "faster_rcnn":
-        weights = {"class_weight": 0.0, "box_weight": 0.0}
+        optim |= {"class_weight": 0.0, "box_weight": 0.0}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"proposals": None}),
-            "optim": config.optim.model_copy(update=optim | weights),
+            "optim": replace(config.optim, **optim),
             "run": config.run.model_copy(update={"name": f"{config.run.name}-proposals"}),
             "validation": config.validation.model_copy(update={"every": 0}),
         }
@@ -73,7 +72,9 @@ def proposal_config(config: TrainConfig, checkpoint: str, output: str) -> IndexC
     mining = config.mining
     return IndexConfig(
         # The address tells this run from others.
-        source=SourceConfig(uri=",".join(config.data.train), depth=config.data.depth),
+        source=SourceConfig(
+            uri=",".join(part.uri for part in config.data.train), depth=config.data.depth
+        ),
         output=OutputConfig(uri=output, chips=False),
         mode="pyramid",
         checkpoint=checkpoint,

@@ -1,10 +1,8 @@
-"""Training steps and prediction: arrays and samples in, numbers out. No Ray."""
+"""Single training steps: batches in, numbers out. No Ray."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,25 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from af_pipeline.models.detector import Detector, Targets
-
-
-@dataclass(frozen=True)
-class OptimRule:
-    """Plain numbers of the optimiser; see `af_pipeline.settings.train.OptimConfig`."""
-
-    steps: int
-    lr: float
-    weight_decay: float = 0.05
-    warmup_steps: int = 0
-    clip_norm: float = 10.0
-    ema_decay: float = 0.999
-    weights: Mapping[str, float] = field(default_factory=dict)
-    bf16: bool = True
-    optimizer: str = "adamw"
-    momentum: float = 0.9
-    schedule: str = "cosine"
-    step_at: tuple[float, ...] = ()
-    step_factor: float = 0.1
+from af_pipeline.settings.train import OptimRule
 
 
 class NonFiniteLossError(RuntimeError):
@@ -47,17 +27,6 @@ class LossModule(nn.Module):
     def forward(self, batch: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Named losses of a batch uint8 [N, 3, H, W]."""
         return self.detector.losses(batch, targets)
-
-
-def learning_rate(step: int, rule: OptimRule) -> float:
-    """Linear warm-up; then a half cosine down to 1% of the peak, or steps of ``step_factor``."""
-    if step < rule.warmup_steps:
-        return rule.lr * (step + 1) / rule.warmup_steps
-    if rule.schedule == "step":
-        passed = sum(step >= share * rule.steps for share in rule.step_at)
-        return float(rule.lr * rule.step_factor**passed)
-    done = (step - rule.warmup_steps) / max(1, rule.steps - rule.warmup_steps)
-    return rule.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def build_optimizer(model: nn.Module, rule: OptimRule) -> torch.optim.Optimizer:
@@ -89,20 +58,20 @@ def build_average(model: nn.Module, decay: float) -> AveragedModel:
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Tensor,
-    targets: Targets,
+    batch: tuple[Tensor, Targets],
     rule: OptimRule,
     step: int,
 ) -> dict[str, float]:
-    """One optimiser step; returns the unweighted loss parts, ``total`` and ``grad_norm``.
+    """One optimiser step on images uint8 [N, 3, K, K] and their targets, in bfloat16 where
+    ``rule.bf16`` is True; returns the unweighted loss parts, ``total`` and ``grad_norm``.
 
-    A part without a weight in ``rule.weights`` counts once. Raises NonFiniteLossError, naming
-    the parts, before the weights are touched.
+    A part without a weight counts once. Raises NonFiniteLossError, naming the parts, before the
+    weights are touched.
     """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, rule)
-    with torch.autocast(batch.device.type, torch.bfloat16, enabled=rule.bf16):
-        parts = model(batch, targets)
+        group["lr"] = rule.rate(step)
+    with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=rule.bf16 is True):
+        parts = model(*batch)
     total = torch.stack([parts[name] * rule.weights.get(name, 1.0) for name in parts]).sum()
     values = torch.stack([value.detach().float() for value in (*parts.values(), total)]).tolist()
     numbers = dict(zip((*parts, "total"), values, strict=True))

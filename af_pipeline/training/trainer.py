@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,23 @@ from ray.train.torch import TorchTrainer
 from af_pipeline.config import dump_config, load_config
 from af_pipeline.models.checkpoint import build_detector
 from af_pipeline.models.weights import start_from
-from af_pipeline.output.folder import OutputFolder
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.train import TrainConfig
-from af_pipeline.sniper.stream import ChipStream
+from af_pipeline.sniper.stream import ChipStream, Cursor
 from af_pipeline.training.data import (
     build_stream,
     chips_per_epoch,
-    class_names_of,
     load_training,
     look_at_data,
 )
-from af_pipeline.training.disk_space import mend_list, no_space, out_of_space
-from af_pipeline.training.identity import identity
-from af_pipeline.training.log import run_folder
-from af_pipeline.training.loop import BEST_FILE, MODEL_FILE, train_worker
+from af_pipeline.training.folder import (
+    claim_folder,
+    mend_list,
+    no_space,
+    out_of_space,
+    run_folder,
+)
+from af_pipeline.training.run import BEST_FILE, MODEL_FILE, both_files, train_worker
 
 
 class TrainError(RuntimeError):
@@ -79,22 +82,25 @@ def train(config: TrainConfig) -> Path:
 
 def absolute(config: TrainConfig) -> TrainConfig:
     """The config with whole paths: workers run in folders of their own."""
-    data = config.data
-    data = data.model_copy(
-        update={
-            "train": tuple(map(_whole, data.train)),
-            "val": tuple(map(_whole, data.val)),
-            "images": _whole(data.images) if data.images else None,
-            "val_images": _whole(data.val_images) if data.val_images else None,
-            "proposals": _whole(data.proposals) if data.proposals else None,
-        }
-    )
-    weights = config.model.weights
+    data, weights = config.data, config.model.weights
+    paths = {
+        "train": tuple(replace(part, uri=_whole(part.uri)) for part in data.train),
+        "val": tuple(map(_whole, data.val)),
+        **{
+            key: _whole(path)
+            for key in ("images", "val_images", "proposals")
+            if (path := getattr(data, key))
+        },
+    }
     if weights and Path(weights).exists():
         weights = _whole(weights)
-    model = config.model.model_copy(update={"weights": weights})
-    run = config.run.model_copy(update={"output": _whole(config.run.output)})
-    return config.model_copy(update={"data": data, "model": model, "run": run})
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update=paths),
+            "model": config.model.model_copy(update={"weights": weights}),
+            "run": config.run.model_copy(update={"output": _whole(config.run.output)}),
+        }
+    )
 
 
 def _whole(path: str) -> str:
@@ -105,26 +111,17 @@ def _check(config: TrainConfig) -> dict[str, Any]:
     """Everything that can be wrong is found here; returns what the workers are given."""
     _check_cluster(config)
     dataset = load_training(config)
-    names = class_names_of(config, dataset)
-    index = None
-    if config.validation.every:
-        index = validation_config(config)
+    index = validation_config(config) if config.validation.every else None
     for line in look_at_data(config, dataset):
         print(line)
     if config.model.norm == "frozen_bn" and not config.model.weights:
         print("warning: model.norm=frozen_bn without model.weights freezes a random stem")
-    detector = build_detector(config.model.model_dump(), len(names))
+    detector = build_detector(config.model.model_dump(), len(dataset.class_names))
     if config.model.weights:
         print(start_from(detector, config.model.weights))
-    stream = build_stream(config, dataset)
-    _tell_chips(config, stream)
-    folder = OutputFolder.at(str(run_folder(config)), work="training", setting="run.name")
-    folder.claim(identity(config, names, dataset))
-    return {
-        "train": dump_config(config),
-        "index": dump_config(index) if index else None,
-        "class_names": list(names),
-    }
+    _tell_chips(config, build_stream(config, dataset))
+    claim_folder(run_folder(config), config, dataset)
+    return {"train": dump_config(config), "index": dump_config(index) if index else None}
 
 
 def validation_config(config: TrainConfig) -> IndexConfig:
@@ -151,14 +148,16 @@ def _check_cluster(config: TrainConfig) -> None:
 
 
 def _tell_chips(config: TrainConfig, stream: ChipStream) -> None:
-    counts = chips_per_epoch(stream)
-    total = sum(counts.values())
-    if not total:
-        next(stream.walk(stream.start()))  # says what is wrong
-    share = stream.shares[0] / sum(stream.shares)
-    epochs = share * config.optim.steps * config.optim.global_batch / max(1.0, total)
-    kinds = ", ".join(f"{count:.0f} {kind}" for kind, count in counts.items() if count)
-    print(f"about {total:.0f} chips an epoch ({kinds}); {epochs:.1f} epochs")
+    for number, share in enumerate(stream.shares):
+        counts = chips_per_epoch(stream, number)
+        total = sum(counts.values())
+        if not total:
+            next(stream.walk_slot(number, 0, Cursor()))  # says what is wrong
+        chips = config.optim.steps * config.optim.global_batch * share / sum(stream.shares)
+        kinds = ", ".join(f"{count:.0f} {kind}" for kind, count in counts.items() if count)
+        of = f" of {config.data.train[number].uri}" if len(stream.shares) > 1 else ""
+        text = f"about {total:.0f} chips an epoch{of} ({kinds}); {chips / max(1, total):.1f} epochs"
+        print(text)
 
 
 def _reason(error: TrainingFailedError) -> str:
@@ -178,9 +177,9 @@ def export(config: TrainConfig, result: Result) -> Path:
     with result.checkpoint.as_directory() as folder:
         best = Path(folder) / BEST_FILE
         source = best if best.exists() else Path(folder) / MODEL_FILE
-        suffixes = (".json", ".safetensors")
-        for suffix in suffixes:
-            shutil.copy(source.with_suffix(suffix), target.with_suffix(f"{suffix}.partial"))
-        for suffix in suffixes:  # both whole: an earlier model stands until then
-            target.with_suffix(f"{suffix}.partial").replace(target.with_suffix(suffix))
+        files = list(zip(both_files(source), both_files(target), strict=True))
+        for held, path in files:
+            shutil.copy(held, f"{path}.partial")
+        for _, path in reversed(files):  # both whole: an earlier model stands until then
+            Path(f"{path}.partial").replace(path)
     return target

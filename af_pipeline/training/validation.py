@@ -17,7 +17,7 @@ from af_pipeline.output.tables import detections_table
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 from af_pipeline.settings.train import DataConfig
-from af_pipeline.sniper.open_images import BrokenImageError, open_image
+from af_pipeline.sniper.images import BrokenImageError, open_image
 
 logger = logging.getLogger(__name__)
 Found = tuple[ImageRow, AnnotatedImage]  # what was found, and the annotation it is scored by

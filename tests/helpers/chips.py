@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from af_pipeline.models.detector import Detector, Output, Targets
+from af_pipeline.settings.train import OptimRule
 from af_pipeline.sniper.sample import PAD_VALUE
-from af_pipeline.training.step import LossModule, OptimRule, build_optimizer, train_step
+from af_pipeline.training.step import LossModule, build_optimizer, train_step
 
 Box = tuple[float, float, float, float]
 OBJECTS: tuple[Box, Box] = ((20, 30, 60, 54), (80, 20, 110, 84))
@@ -66,14 +67,14 @@ def teach(detector: Detector, steps: int, rate: float) -> tuple[Tensor, Targets]
     for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.3
-    rule = OptimRule(steps, rate, 0.0, 5, 10.0, 0.9, {"box": 2}, False)
+    rule = OptimRule(steps=steps, lr=rate, weight_decay=0.0, warmup_steps=5, bf16=False)
     images, wanted = easy_chip()
     model = LossModule(detector.train())
     optimizer = build_optimizer(model, rule)
     torch.set_flush_denormal(True)  # as the trainer does: moments that decay are slow otherwise
     try:
         totals = [
-            train_step(model, optimizer, images, wanted, rule, i)["total"] for i in range(steps)
+            train_step(model, optimizer, (images, wanted), rule, i)["total"] for i in range(steps)
         ]
     finally:
         torch.set_flush_denormal(False)

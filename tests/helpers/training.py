@@ -1,22 +1,22 @@
-"""A training small enough for tests: a thin detector on two drawn scenes."""
+"""A training small enough for tests: a thin detector on two images with bright squares."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from af_pipeline.scenes.synthetic import CLASS_NAMES, render_scene
 from jobs.train import main
 from tests.helpers.pictures import save
 
+CLASS_NAMES = ("bright", "dark")
 INDEX = {
     "pyramid": [{"factor": 0.25, "valid_range": [40, -1]}, {"factor": 0.5}],
     "focus": {"steps": [{"min_size": 64}]},
     "mode": "pyramid",
 }
 TREE: dict[str, Any] = {
-    "data": {"synthetic_scenes": 2, "synthetic_share": 1},
     "model": {"width": 0.25, "channels": 16, "head_depth": 0},
     "pyramid": [{"factor": 0.5, "valid_range": [40, -1]}, {"factor": 1.0}],
     "chips": {"size": 64},
@@ -27,8 +27,10 @@ TREE: dict[str, Any] = {
 
 def write_config(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "train.yaml"
-    path.write_text(yaml.safe_dump(TREE))
+    path, data = folder / "train.yaml", folder / "squares/val.json"
+    if not data.exists():
+        annotations(data.parent)
+    path.write_text(yaml.safe_dump({"data": {"train": str(data)}, **TREE}))
     (folder / "index.yaml").write_text(yaml.safe_dump(INDEX))
     return path
 
@@ -60,16 +62,20 @@ def losses(folder: Path, name: str = "tiny") -> list[float]:
 
 
 def annotations(folder: Path, count: int = 2) -> Path:
-    """Drawn scenes as a COCO json with its images."""
+    """Noise with squares of 24 to 60 px, of a grey for each class, as a COCO json with images."""
     images, boxes = [], []
     (folder / "images").mkdir(parents=True)
     for number in range(count):
-        scene = render_scene(number, 256, 256)
-        (folder / f"images/{number}.png").write_bytes(save(scene.image, "PNG"))
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(100, 140, (256, 256, 3)).astype(np.uint8)
+        for place in range(6):
+            side, label = int(rng.integers(24, 61)), place % len(CLASS_NAMES)
+            x, y = 5 + 85 * (place % 3), 20 + 120 * (place // 3)
+            pixels[y : y + side, x : x + side] = (240, 20)[label]
+            box = {"bbox": [x, y, side, side], "category_id": label + 1, "iscrowd": 0}
+            boxes.append({"id": len(boxes), "image_id": number, **box})
+        (folder / f"images/{number}.png").write_bytes(save(pixels, "PNG"))
         images.append({"id": number, "file_name": f"{number}.png", "width": 256, "height": 256})
-        for (x0, y0, x1, y1), label in zip(scene.boxes.tolist(), scene.labels, strict=True):
-            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": int(label) + 1}
-            boxes.append({"id": len(boxes), "image_id": number, "iscrowd": 0, **box})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)]
     tree = {"images": images, "annotations": boxes, "categories": categories}
     path = folder / "val.json"

@@ -20,8 +20,7 @@ from af_pipeline.output.account import NOT_IDENTITY
 from af_pipeline.settings.index import SourceConfig
 from af_pipeline.settings.modes import build_plan
 from af_pipeline.settings.train import TrainConfig
-from af_pipeline.sniper.images import FileImages, ImageCache
-from af_pipeline.sniper.open_images import read_image
+from af_pipeline.sniper.images import FileImages, ImageCache, read_image
 from af_pipeline.training.trainer import validation_config
 from af_pipeline.tuning.sample import SampleImage, read_sample
 from tests.helpers.image_files import (

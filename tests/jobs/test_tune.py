@@ -8,9 +8,9 @@ import pytest
 
 from af_pipeline.config import load_config
 from af_pipeline.models.info import checkpoint_hash
-from af_pipeline.scenes.synthetic import write_dataset
 from af_pipeline.settings.guarantee import check_guarantee
 from af_pipeline.settings.index import IndexConfig
+from examples.aerial_scenes.scenes import write_dataset
 from jobs.tune import main
 
 CONFIG = "configs/index/aerial.yaml"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from af_pipeline.config import load_config
-from af_pipeline.scenes.synthetic import write_dataset
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 from af_pipeline.settings.train import TrainConfig
 from af_pipeline.training.data import build_stream, load_training, look_at_data
+from examples.aerial_scenes.scenes import write_dataset
 from tests.helpers.fakes import paint, run_cascade
 from tests.helpers.official import as_official
 
@@ -29,7 +29,6 @@ def test_coco_recipes_train_on_the_published_file(recipe: str, tmp_path: Path) -
     sets = [f"data.train={path}", f"data.images={tmp_path / 'images'}"]
     config = load_config(TrainConfig, CONFIGS / f"train/{recipe}.yaml", sets)
     dataset = load_training(config)
-    assert dataset is not None
     assert [text.partition("annotation ")[2][:6] for text in dataset.dropped] == [
         "918 ha",
         "220684",

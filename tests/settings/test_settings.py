@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from af_pipeline.config import ConfigError, dump_config, load_config
-from af_pipeline.settings.train import TrainConfig
+from af_pipeline.settings.train import TrainConfig, TrainPart
 
 TRAIN = "pyramid: [{factor: 0.5, valid_range: [72, -1]}, {factor: 1, valid_range: [0, 90]}]\n"
 
@@ -45,7 +45,8 @@ def test_what_fits_is_taken(tmp_path: Path) -> None:
 def test_data_are_one_path_or_several(tmp_path: Path, text: str, paths: tuple[str, ...]) -> None:
     judged = ("validation.every=5", "validation.index=a.yaml") if paths else ()
     data = load(tmp_path, f"data.train={text}", f"data.val={text}", *judged).data
-    assert data.train == data.val == paths
+    assert data.train == tuple(map(TrainPart, paths))
+    assert data.val == paths
     assert load(tmp_path).data.train == ()
 
 

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from af_pipeline.core.focus import FocusRule, focus_labels
 from af_pipeline.core.scales import Scale
-from af_pipeline.sniper.chips import ChipWindow
+from af_pipeline.sniper.chips import ChipMaking, ChipWindow, SniperRule
 from af_pipeline.sniper.sample import (
     PAD_VALUE,
     LabelledImage,
     Sample,
-    SampleRule,
     cut_window,
     make_sample,
     recolour,
@@ -24,8 +23,8 @@ from af_pipeline.sniper.sample import (
 Box = tuple[int, int, int, int]
 
 
-def rule(flips: Literal["none", "horizontal", "all"] = "all", colour: float = 0.0) -> SampleRule:
-    return SampleRule((Scale(1.0),), FocusRule(5, 64, 90), flips, colour)
+def rule(flips: Literal["none", "horizontal", "all"] = "all", colour: float = 0.0) -> ChipMaking:
+    return ChipMaking((Scale(1.0),), SniperRule(flips=flips, colour=colour), FocusRule(5, 64, 90))
 
 
 def planted(box: Box, height: int = 160, width: int = 200) -> LabelledImage:
@@ -45,7 +44,7 @@ def window_over(seed: int, box: Box, factor: float = 1.0, size: int = 96) -> Chi
     return ChipWindow(0, factor, x0, y0, size)
 
 
-def draw(seed: int, labelled: LabelledImage, window: ChipWindow, how: SampleRule) -> Sample:
+def draw(seed: int, labelled: LabelledImage, window: ChipWindow, how: ChipMaking) -> Sample:
     return make_sample(np.random.default_rng(seed), labelled, window, how)
 
 
@@ -124,7 +123,7 @@ def test_scale_changes_keep_boxes_on_the_pixels() -> None:
 def test_the_range_is_the_scales_whatever_the_change() -> None:
     """A resized chip answers for the sizes that the scale answers for in network px."""
     scales = (Scale(0.5, valid_range=(72, -1)), Scale(None, 320, 640, valid_range=(30, 80)))
-    how = SampleRule(scales, FocusRule(), "none", 0.0)
+    how = ChipMaking(scales, SniperRule(flips="none"), FocusRule())
     for factor in (1.5, 2.0, 2.5):  # the nominal one of 160 x 200 px is 2
         sample = draw(0, planted((0, 0, 37, 37)), ChipWindow(1, factor, 0, 0, 96), how)
         assert sample.range_px == (60, 160)

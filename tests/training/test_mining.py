@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.sniper.proposals import load_proposals
+from af_pipeline.sniper.images import load_proposals
 from jobs.mine import main
 from tests.helpers.training import annotations, arguments, job, steps
 
@@ -17,14 +17,14 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.usefixtures("cluster"),
 ]
-MIXED = ("data.synthetic_share=0.5", "mining.steps=3", "chips.min_proposals=[2, 2]")
+SHORT = ("mining.steps=3", "chips.min_proposals=[2, 2]")
 
 
 def test_proposals_are_mined_and_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = annotations(tmp_path / "data")
-    sets = (*MIXED, f"data.train={data}")
+    sets = (*SHORT, f"data.train={data}")
     out = tmp_path / "proposals"
     assert main([*arguments(tmp_path, *sets), "--output", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -54,5 +54,5 @@ def test_proposals_are_mined_and_trained_on(
 def test_without_data_there_is_nothing_to_mine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    assert "mining needs data.train" in capsys.readouterr().err
+    assert main([*arguments(tmp_path, "data.train=[]"), "--output", str(tmp_path / "out")]) == 2
+    assert "no training images" in capsys.readouterr().err

@@ -36,7 +36,6 @@ SMALL = (
     "optim.steps=20",
     "optim.global_batch=2",
     "optim.warmup_steps=10",
-    "data.synthetic_scenes=0",
     "run.workers=1",
     "run.use_gpu=false",
     "run.threads=2",

@@ -8,10 +8,9 @@ import torch
 
 from af_pipeline.models.checkpoint import load_detector
 from af_pipeline.models.info import load_info
-from af_pipeline.scenes.synthetic import CLASS_NAMES
 from jobs.train import main
 from tests.helpers.said import own_lines
-from tests.helpers.training import annotations, job, losses, records, steps
+from tests.helpers.training import CLASS_NAMES, annotations, job, losses, records, steps
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -67,7 +66,7 @@ def test_two_workers_see_what_one_sees(tmp_path: Path) -> None:
 def test_two_stages_on_two_workers(tmp_path: Path) -> None:
     """DDP waits for a gradient of every parameter: chips without objects must give one too."""
     sets = ("model.kind=faster_rcnn", "run.workers=2", "optim.steps=3", "optim.lr=0.0001")
-    assert job(tmp_path, *sets, "chips.negatives=2", "data.synthetic_scenes=1") == 0
+    assert job(tmp_path, *sets, "chips.negatives=2") == 0
     assert {"rpn_class", "rpn_box", "class", "box", "focus"} <= records(tmp_path)[-1].keys()
     assert steps(tmp_path) == [1, 2, 3]
     detector, info = load_detector(tmp_path / "tiny/tiny.safetensors")
@@ -97,21 +96,17 @@ def test_validation_keeps_the_best(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 def test_unusable_data_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = annotations(tmp_path / "data")
-    mixed = "data.synthetic_share=0.5"
     index = f"validation.index={tmp_path / 'index.yaml'}"
     judged = [f"data.val={data}", "validation.every=3", index]
     for changes, reason in (
-        (["data.synthetic_share=0"], "error: no training images: set data.train"),
-        (["data.synthetic_scenes=0"], "error: no training images: set data.train"),
-        ([f"data.train={data}"], "leaves data.train unused"),
-        ([mixed, f"data.train={data}", "classes=[cat]"], "car"),
+        (["data.train=[]"], "error: no training images: name their annotations"),
+        (["classes=[cat]"], "bright"),
         ([f"data.train={tmp_path}/none.json"], "error: "),
-        ([mixed, f"data.train={data}", "data.proposals=nowhere"], "data.proposals="),
+        (["data.proposals=nowhere"], "data.proposals="),
         (["model.weights=nowhere.pth"], "nowhere.pth"),
         (["optim.speed=3"], "unknown key 'optim.speed'"),
         (["validation.every=3"], "validation.every needs data.val"),
         ([f"data.val={data}"], "data.val is used with validation.every"),
-        (["data.proposals=nowhere"], "data.proposals belong to data.train"),
         (["run.workers=99", "optim.global_batch=99"], "the cluster has 4: lower run.workers"),
         ([*judged, f"data.val_images={tmp_path}"], "data.val_images"),
     ):
@@ -132,7 +127,7 @@ def test_broken_images_are_told_or_left_out(
     cut = tmp_path / "data/images/1.png"
     cut.write_bytes(cut.read_bytes()[:3000])
     (tmp_path / "data/images/2.png").unlink()
-    sets = ("data.synthetic_scenes=0", f"data.train={data}", "run.max_failures=0")
+    sets = (f"data.train={data}", "run.max_failures=0")
     assert job(tmp_path, *sets) == 2
     error = own_lines(capfd.readouterr().err)
     assert error.count("\n") == 1
@@ -169,4 +164,4 @@ def test_check_needs_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*look, "--set", "data.on_broken=drop"]) == 0
     assert "decoded 14 of 14 images, 13 of them left out" in capsys.readouterr().out
     assert main(["--check"]) == 2
-    assert "--check needs the data" in capsys.readouterr().err
+    assert "no training images" in capsys.readouterr().err

@@ -9,21 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.scenes.images import SceneImages
-from af_pipeline.scenes.synthetic import CLASS_NAMES
 from af_pipeline.settings.train import TrainConfig
-from af_pipeline.sniper.chips import CoverRule
+from af_pipeline.sniper.chips import ChipMaking
 from af_pipeline.sniper.images import FileImages
 from af_pipeline.sniper.stream import ChipStream
 from af_pipeline.training.data import (
     build_stream,
     check_cache,
     chips_per_epoch,
-    class_names_of,
-    cover_rule,
     load_training,
 )
 
+CLASS_NAMES = ("car", "truck", "bus")
+PARTS = {"photos": ("cat", "dog"), "drawn": ("dog", "cat")}  # folder and classes
 PYRAMID = [{"factor": 0.5, "valid_range": [72, -1]}, {"factor": 2, "valid_range": [-1, 90]}]
 
 
@@ -37,6 +35,7 @@ def annotations(folder: Path, names: tuple[str, ...] = CLASS_NAMES) -> str:
     for box in boxes:
         box["area"] = 1600
     kinds = [{"id": k + 1, "name": name} for k, name in enumerate(names)]
+    folder.mkdir(exist_ok=True)
     path = folder / "train.json"
     path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": kinds}))
     for image in images:
@@ -69,50 +68,37 @@ def test_files_alone(tmp_path: Path) -> None:
     chips = stream(settings)
     assert [type(source) for source in chips.sources] == [FileImages]
     assert chips.repeats is None
-    assert class_names_of(settings, load_training(settings)) == CLASS_NAMES
-    assert len(chips.rule.scales) == 2
-    assert (chips.rule.flips, chips.rule.colour) == ("horizontal", 0.0)
+    assert load_training(settings).class_names == CLASS_NAMES
+    assert chips.making == ChipMaking(settings.pyramid, settings.chips, settings.focus_labels)
 
 
-def test_drawn_scenes_are_mixed_in_or_alone(tmp_path: Path) -> None:
-    scenes = {"synthetic_scenes": 3}
-    mixed = stream(config({"train": annotations(tmp_path), "synthetic_share": 0.3} | scenes))
-    assert [type(source) for source in mixed.sources] == [FileImages, SceneImages]
-    assert mixed.shares == pytest.approx((0.7, 0.3))
-    alone = stream(config({"synthetic_share": 1} | scenes))
-    assert [type(source) for source in alone.sources] == [SceneImages]
-    assert len(alone.sources[0]) == 3
-    assert class_names_of(config(scenes), None) == CLASS_NAMES
-    assert class_names_of(config(scenes, classes=["a"]), None) == ("a",)
+def test_parts_with_shares_are_sources_of_their_own(tmp_path: Path) -> None:
+    one, two = (annotations(tmp_path / name, names) for name, names in PARTS.items())
+    settings = config({"train": [{"uri": one, "share": 0.6}, {"uri": two, "share": 0.2}]})
+    data = load_training(settings)
+    assert data.class_names == ("cat", "dog")  # the same by name, whatever their order in a file
+    chips = build_stream(settings, data)
+    assert chips.shares == (0.6, 0.2)
+    keys = [[source.key(number) for number in range(4)] for source in chips.sources]
+    assert keys == [[f"{name}/{k}.jpg" for k in range(4)] for name in PARTS]
+    assert [source.boxes(0)[1].tolist() for source in chips.sources] == [[0], [1]]
+    together = stream(config({"train": [one, two]}))
+    assert [len(source) for source in together.sources] == [8]
+    fixed = config({"train": [one, two]}, classes=["dog", "cat"])
+    assert load_training(fixed).class_names == ("dog", "cat")
+    with pytest.raises(ValueError, match="give every part a share, or none"):
+        config({"train": [{"uri": one, "share": 0.6}, two]})
 
 
 def test_what_the_data_cannot_serve_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no training images: set data\.train"):
+    with pytest.raises(ValueError, match=r"no training images: .* data\.train=FILE"):
         stream(config({}))
-    drawn = {"synthetic_scenes": 2, "synthetic_share": 1}
-    with pytest.raises(ValueError, match=r"synthetic_share=1 leaves data\.train unused"):
-        stream(config({"train": annotations(tmp_path)} | drawn))
-    train = annotations(tmp_path, ("cat",))
-    with pytest.raises(ValueError, match=r"the data have cat: set data\.synthetic_scenes=0"):
-        stream(config({"train": train, "synthetic_scenes": 2}))
+    train = annotations(tmp_path)
     found = proposals(tmp_path, "other.jpg", 3)
     with pytest.raises(ValueError, match=r"found\.parquet has no image of data\.train"):
         stream(config({"train": train, "proposals": found}))
     with pytest.raises(ValueError, match=r"data\.proposals=nowhere cannot be read"):
         stream(config({"train": train, "proposals": "nowhere"}))
-
-
-def test_the_chip_settings_arrive(tmp_path: Path) -> None:
-    chips = {
-        "size": 320, "stride": [0.2, 0.3], "jitter": [0.8, 1.2], "negatives": 5,
-        "min_proposals": [7, 6], "focus_chips": 4, "bounds": "official",
-    }  # fmt: skip
-    labels = {"ignore_below": 4, "focus_below": 50, "ignore_until": 60}
-    settings = config({"synthetic_scenes": 1}, chips=chips, focus_labels=labels)
-    assert cover_rule(settings) == CoverRule(
-        320, (0.2, 0.3), (0.8, 1.2), 5, (7, 6), 4, (4, 50), "official"
-    )
-    assert stream(settings).cover == cover_rule(settings)
 
 
 def test_chips_of_an_epoch_by_kind(tmp_path: Path) -> None:
@@ -140,6 +126,5 @@ def test_slots_go_through_as_many_images_as_the_cache_holds(tmp_path: Path) -> N
         chips = stream(settings)
         assert (chips.slots, chips.mix) == (batch, mix)
         dataset = load_training(settings)
-        assert dataset is not None
         told = "".join(check_cache(settings, dataset))
         assert ("holds 1 decoded images, but a worker is at 8" in told) == (mix == 1)

@@ -2,24 +2,21 @@
 
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from af_pipeline.settings.train import TrainConfig
-from af_pipeline.training.log import METRICS_FILE, TrainingLog, cut_after, run_folder
+from af_pipeline.training.log import METRICS_FILE, TrainingLog, cut_after
 
 
-def config(output: str = "runs", **optim: Any) -> TrainConfig:
+def config() -> TrainConfig:
     return TrainConfig.model_validate(
         {
             "pyramid": [{"factor": 1}],
-            "optim": {"steps": 10, "global_batch": 4} | optim,
-            "run": {"output": output, "name": "one", "log_every": 3},
+            "optim": {"steps": 10, "global_batch": 4},
+            "run": {"log_every": 3},
         }
     )
 
@@ -128,13 +125,3 @@ def test_cut_after(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 1, "total": 2}\n'
     cut_after(path, 0)
     assert path.read_text() == ""
-
-
-def test_the_run_folder_is_local() -> None:
-    assert run_folder(config("out/put")) == Path("out/put/one").absolute()
-    assert run_folder(config("s3://bucket/runs")) == Path("runs/one").absolute()
-
-
-def test_it_needs_no_ray() -> None:
-    code = "import sys, af_pipeline.training.log; sys.exit('ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

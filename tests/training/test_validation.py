@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from af_pipeline.config import config_from
-from af_pipeline.data.annotations.dataset import AnnotatedDataset
 from af_pipeline.models.checkpoint import build_detector
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.train import DataConfig, ModelConfig
-from af_pipeline.sniper.open_images import BrokenImageError
+from af_pipeline.sniper.images import BrokenImageError
 from af_pipeline.training.validation import find_objects, score
-from tests.sniper.test_open_images import annotated, picture
+from tests.helpers.annotated import annotated, data_of, picture
 
 
 def test_turned_and_broken_images(tmp_path: Path) -> None:
@@ -27,9 +26,9 @@ def test_turned_and_broken_images(tmp_path: Path) -> None:
     for row, image in found:
         assert (row.width, row.height) == (image.width, image.height)
     assert found[1][1].boxes.tolist() == [[64 - 52, 16, 64 - 40, 40]]
-    scores = score(found, AnnotatedDataset.of(tuple(images), ("a",), (1,)))
+    scores = score(found, data_of(images, "a"))
     assert scores.keys() == {"val_AP", "val_AP50", "val_pixels_share"}
     with pytest.raises(BrokenImageError, match=r"gone\.jpg"):
         find_objects(detector, images, index, device, DataConfig())
     with pytest.raises(BrokenImageError, match=r"no image of data\.val can be used"):
-        score([], AnnotatedDataset.of((), ("a",), (1,)))
+        score([], data_of([], "a"))

@@ -71,6 +71,7 @@ class AnnotatedDataset:
         class_names: name of each label.
         category_ids: id of each label; that of the COCO file, else counted from 1.
         dropped: one line for each broken box that was left out (``on_broken="drop"``).
+        counts: of the images of each file, where several were read.
     """
 
     image_ids: tuple[str, ...]
@@ -86,6 +87,7 @@ class AnnotatedDataset:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     dropped: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
 
     @classmethod
     def of(

@@ -128,6 +128,7 @@ def _merge(
         class_names=names,
         category_ids=tuple(category_ids[name] for name in names),
         dropped=tuple(entry for part in parts for entry in part.dropped),
+        counts=tuple(len(part.images) for part in parts),
     )
 
 

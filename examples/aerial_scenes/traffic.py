@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.scenes.scene_draw import Canvas, Points, Rng, View, fill, offset_line, touches
-from af_pipeline.scenes.scene_ground import Lot, Road, along
-from af_pipeline.scenes.vehicles import (
+from examples.aerial_scenes.draw import Canvas, Points, Rng, View, fill, offset_line, touches
+from examples.aerial_scenes.ground import Lot, Road, along
+from examples.aerial_scenes.vehicles import (
     BUS,
     CAR,
     CYCLIST,

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from af_pipeline.core.boxes import box_side, visible_share
-from af_pipeline.sniper.chips import MIN_SIDE, ChipBoxes, ChipWindow, boxes_in_window
+from af_pipeline.sniper.chips import MIN_SIDE, ChipWindow
+from af_pipeline.sniper.sample import ChipBoxes, boxes_in_window
 
 SIZE = 320
 RANGE = (34.0, 90.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from af_pipeline.scenes.scene_draw import (
+from examples.aerial_scenes.draw import (
     Canvas,
     Colour,
     Points,

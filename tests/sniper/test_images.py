@@ -1,43 +1,45 @@
-"""Broken training images are named or left out; boxes of EXIF-turned ones are turned too."""
+"""Images to train on: broken ones are named or left out, boxes turn with them, proposals too."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from af_pipeline.core.focus import FocusRule
 from af_pipeline.core.scales import Scale
+from af_pipeline.core.schema import DETECTIONS
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage, AnnotationError
 from af_pipeline.settings.train import DataConfig
-from af_pipeline.sniper import open_images
-from af_pipeline.sniper.chips import CoverRule
-from af_pipeline.sniper.images import FileImages, ImageCache
-from af_pipeline.sniper.open_images import BrokenImageError, Frame, check_images, open_image
-from af_pipeline.sniper.sample import Sample, SampleRule
+from af_pipeline.sniper.chips import ChipMaking, SniperRule
+from af_pipeline.sniper.images import (
+    CORNERS,
+    BrokenImageError,
+    FileImages,
+    Frame,
+    ImageCache,
+    check_images,
+    load_proposals,
+    open_image,
+    read_image,
+)
+from af_pipeline.sniper.sample import LabelledImage, Sample
 from af_pipeline.sniper.stream import ChipStream
 from af_pipeline.training.data import check_data
-
-BOX = (16, 40, 40, 52)  # in stored pixels, 96 wide and 64 high
-SIZE = (96, 64)
+from tests.helpers.annotated import BOX, annotated, data_of, picture
 
 
-def picture(folder: Path, turn: int = 1, size: tuple[int, int] = SIZE, name: str = "a") -> Path:
-    """A dark JPEG whose stored pixels are bright in BOX alone; EXIF says how to turn them."""
-    pixels = np.zeros((size[1], size[0], 3), np.uint8)
-    pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 255
-    exif = Image.Exif()
-    exif[0x0112] = turn
-    path = folder / f"{name}.jpg"
-    Image.fromarray(pixels).save(path, exif=exif, quality=95)
-    return path
-
-
-def annotated(path: Path, size: tuple[int, int] = SIZE, box: Any = BOX) -> AnnotatedImage:
-    boxes, one = np.array([box], np.float32), np.zeros(1, np.int32)
-    return AnnotatedImage(path.name, str(path), *size, boxes, one, one.astype(bool))
+def stream(
+    data: AnnotatedDataset, *scales: Scale, frame: Frame = "auto", drop: bool = False
+) -> ChipStream:
+    making = ChipMaking(scales or (Scale(1.0),), SniperRule(64, flips="none"), FocusRule())
+    source = FileImages(data, ImageCache(10**7), frame=frame)
+    return ChipStream((source,), (1.0,), making, 0, slots=4, drop_broken=drop)
 
 
 def bright(pixels: NDArray[np.uint8], box: NDArray[Any]) -> tuple[float, float]:
@@ -69,9 +71,8 @@ def test_boxes_of_stored_pixels_are_turned_upright(tmp_path: Path, turn: int) ->
 
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_chips_of_turned_images_show_their_objects(tmp_path: Path, turn: int) -> None:
-    data = AnnotatedDataset.of((annotated(picture(tmp_path, turn)),), ("a",), (1,))
-    scales = (Scale(1.0), Scale(2.0), Scale(max_side=128))
-    chips = stream(data, SampleRule(scales, FocusRule(), "none", 0.0), frame="stored")
+    data = data_of([annotated(picture(tmp_path, turn))], "a")
+    chips = stream(data, Scale(1.0), Scale(2.0), Scale(max_side=128), frame="stored")
     refs = chips.image_refs(0, 0, 0) + chips.image_refs(0, 0, 1)
     assert {ref.window.scale for ref in refs} == {0, 1, 2}
     for ref in refs:
@@ -81,13 +82,6 @@ def test_chips_of_turned_images_show_their_objects(tmp_path: Path, turn: int) ->
                 inside, outside = bright(sample.image, box)
                 assert inside > 0.9
                 assert outside < 0.05
-
-
-def stream(
-    data: AnnotatedDataset, rule: SampleRule, frame: Frame = "auto", drop: bool = False
-) -> ChipStream:
-    source = FileImages(data, ImageCache(10**7), frame=frame)
-    return ChipStream((source,), (1.0,), CoverRule(64), rule, 0, slots=4, drop_broken=drop)
 
 
 def broken_set(folder: Path) -> AnnotatedDataset:
@@ -101,7 +95,7 @@ def broken_set(folder: Path) -> AnnotatedDataset:
     bad = [annotated(path) for path in paths]
     bad.append(annotated(picture(folder, name="larger"), (97, 64)))
     bad.append(annotated(picture(folder, 6, name="turned"), (97, 64)))
-    return AnnotatedDataset.of((*good, *bad), ("a",), (1,))
+    return data_of([*good, *bad], "a")
 
 
 REASONS = {
@@ -132,7 +126,7 @@ def test_a_check_names_all_broken_images_at_once(tmp_path: Path) -> None:
     assert check_data(data, DataConfig(check_images=0), "images") == []
     for images in (data.images[6:], data.images[7:8]):
         with pytest.raises(AnnotationError, match="none of which can be used"):
-            check_data(AnnotatedDataset.of(images, ("a",), (1,)), DataConfig(on_broken="drop"), "x")
+            check_data(data_of(images, "a"), DataConfig(on_broken="drop"), "x")
 
 
 def test_a_check_of_large_sets_looks_at_some_and_at_headers(
@@ -160,19 +154,16 @@ def test_turned_images_are_told(tmp_path: Path) -> None:
     assert (found.broken, found.turned, found.unsure) == ((), 1, 2)
     found = check_images(images, "stored", decode=True)
     assert (found.broken, found.turned, found.unsure) == ((), 3, 0)
-    told = check_data(AnnotatedDataset.of(tuple(images), ("a",), (1,)), DataConfig(), "x")
+    told = check_data(data_of(images, "a"), DataConfig(), "x")
     assert "1 images are turned by EXIF" in told[-2]
     assert told[-1].startswith("warning: x: 2 images")
-
-
-RULE = SampleRule((Scale(1.0),), FocusRule(), "none", 0.0)
 
 
 def test_broken_images_are_left_out_while_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = broken_set(tmp_path)
-    chips = stream(data, RULE, drop=True)
+    chips = stream(data, drop=True)
     opened: list[str] = []
 
     def open_and_note(image: AnnotatedImage, *how: Any) -> Any:
@@ -191,23 +182,23 @@ def test_broken_images_are_left_out_while_training(
     assert len(caplog.messages) == 6
     assert any("gone.jpg" in text and "so far" in text for text in caplog.messages)
     (tmp_path / "good3.jpg").unlink()  # while training
-    other = stream(data, RULE, drop=True)
+    other = stream(data, drop=True)
     assert len(made(other, 1)) == len(made(chips, 1))
     assert len(other.left_out) == 7
-    again = [sample.image.tobytes() for sample in made(stream(data, RULE, drop=True), 1)]
+    again = [sample.image.tobytes() for sample in made(stream(data, drop=True), 1)]
     assert again == [sample.image.tobytes() for sample in made(other, 1)]  # whoever asks
 
 
 def test_without_drop_a_broken_image_is_one_clear_error(tmp_path: Path) -> None:
-    chips = stream(broken_set(tmp_path), RULE)
+    chips = stream(broken_set(tmp_path))
     ref = chips.image_refs(0, 7, 0)[0]
     with pytest.raises(BrokenImageError, match=r"gone\.jpg: .*\(or set data\.on_broken=drop\)"):
         chips.sample(ref)
 
 
 def test_a_set_that_is_all_broken_ends(tmp_path: Path) -> None:
-    data = AnnotatedDataset.of(broken_set(tmp_path).images[6:], ("a",), (1,))
-    chips = stream(data, RULE, drop=True)
+    data = data_of(broken_set(tmp_path).images[6:], "a")
+    chips = stream(data, drop=True)
     with pytest.raises(BrokenImageError, match="16 images in a row"):
         chips.sample(chips.image_refs(0, 0, 0)[0])
 
@@ -215,4 +206,115 @@ def test_a_set_that_is_all_broken_ends(tmp_path: Path) -> None:
 def test_reading_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no photograph")
     with pytest.raises(ValueError, match=r"broken\.jpg: "):
-        open_images.read_image(str(tmp_path / "broken.jpg"))
+        read_image(str(tmp_path / "broken.jpg"))
+
+
+# ---- the cache
+
+
+def held(side: int) -> LabelledImage:
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    return LabelledImage(np.zeros((side, side, 3), np.uint8), *nothing)
+
+
+def test_the_cache_drops_the_least_recently_used() -> None:
+    cache, made = ImageCache(3 * 300), []
+
+    def fetch(key: str, side: int = 10) -> None:
+        cache.fetch(key, lambda: made.append(key) or held(side))  # type: ignore[func-returns-value]
+
+    # Larger than all: kept alone rather than decoded each time.
+    for key, side, kept in (
+        ("a", 10, "a"), ("b", 10, "ab"), ("c", 10, "abc"), ("a", 10, "bca"), ("d", 10, "cad"),
+        ("d", 10, "cad"), ("h", 100, "h"), ("h", 100, "h"), ("e", 10, "e"),
+    ):  # fmt: skip
+        fetch(key, side)
+        assert "".join(cache.held) == kept
+    assert cache.size == 300
+    assert made == list("abcdhe")
+
+
+def test_threads_that_ask_for_one_image_share_what_the_first_makes() -> None:
+    cache, begun, go_on = ImageCache(10**6), threading.Event(), threading.Event()
+    found: list[object] = []
+
+    def make() -> LabelledImage:
+        begun.set()
+        go_on.wait(10)
+        return held(10)
+
+    first = threading.Thread(target=lambda: found.append(cache.fetch("a", make)))
+    first.start()
+    begun.wait(10)
+    second = threading.Thread(target=lambda: found.append(cache.fetch("a", lambda: held(9))))
+    second.start()
+    go_on.set()
+    first.join()
+    second.join()
+    assert found[0] is found[1]
+    with pytest.raises(ZeroDivisionError):
+        cache.fetch("b", lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    assert list(cache.held) == ["a"]
+
+
+# ---- proposals
+
+
+def write(path: Path, ids: list[str], boxes: list[list[float]], kind: pa.DataType) -> None:
+    corners = np.array(boxes, float).reshape(-1, 4)
+    columns: dict[str, pa.Array] = {"image_id": pa.array(ids, pa.string())}
+    columns |= {name: pa.array(corners[:, i], kind) for i, name in enumerate(CORNERS)}
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def test_boxes_by_image_in_the_order_of_the_files(tmp_path: Path) -> None:
+    folder = tmp_path / "detections"
+    write(
+        folder / "0.parquet",
+        ["b", "a", "b"],
+        [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]],
+        pa.float32(),
+    )
+    write(folder / "1.parquet", ["c", "a"], [[0, 0, 1, 1], [0.5, 0, 2, 2]], pa.float32())
+    for uri in (str(folder), f"file://{folder}"):
+        found = load_proposals(uri)
+        assert {key: boxes.tolist() for key, boxes in found.items()} == {
+            "a": [[5, 6, 7, 8], [0.5, 0, 2, 2]],
+            "b": [[1, 2, 3, 4], [9, 10, 11, 12]],
+            "c": [[0, 0, 1, 1]],
+        }
+        assert {boxes.dtype for boxes in found.values()} == {np.dtype(np.float32)}
+
+
+def test_a_single_file_of_other_numbers(tmp_path: Path) -> None:
+    write(tmp_path / "own.parquet", ["x/1.jpg"], [[1, 2, 3, 4]], pa.int64())
+    found = load_proposals(str(tmp_path / "own.parquet"))
+    assert found["x/1.jpg"].tolist() == [[1, 2, 3, 4]]
+    assert found["x/1.jpg"].dtype == np.float32
+
+
+def test_the_detections_of_an_index_run(tmp_path: Path) -> None:
+    row = {field.name: 0 for field in DETECTIONS} | {"image_id": "a.jpg", "x1": 4.0, "y1": 8.0}
+    row |= {field.name: "" for field in DETECTIONS if field.type == pa.string()} | {
+        "image_id": "a.jpg"
+    }
+    pq.write_table(pa.Table.from_pylist([row], DETECTIONS), tmp_path / "part.parquet")
+    assert load_proposals(str(tmp_path))["a.jpg"].tolist() == [[0, 0, 4, 8]]
+
+
+def test_no_proposals(tmp_path: Path) -> None:
+    write(tmp_path / "none.parquet", [], [], pa.float32())
+    assert load_proposals(str(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("what", ["missing", "text", "columns"])
+def test_what_cannot_be_read_is_named(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "some.parquet"
+    if what == "text":
+        path.write_text("x0,y0\n")
+    if what == "columns":
+        pq.write_table(pa.table({"image_id": ["a"], "x0": [1.0]}), path)
+    with pytest.raises(ValueError, match=r"some\.parquet cannot be read .*jobs/mine\.py") as caught:
+        load_proposals(str(path))
+    assert "\n" not in str(caught.value)

@@ -9,52 +9,33 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from af_pipeline.core.focus import FocusRule
 from af_pipeline.core.scales import Scale
-from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
-from af_pipeline.scenes.images import SceneImages
-from af_pipeline.scenes.synthetic import Scene
-from af_pipeline.sniper import open_images
-from af_pipeline.sniper.chips import CoverRule
-from af_pipeline.sniper.images import FileImages, ImageCache, ImageSource
-from af_pipeline.sniper.open_images import BrokenImageError
-from af_pipeline.sniper.sample import LabelledImage, Sample, SampleRule
+from af_pipeline.data.annotations.dataset import AnnotatedDataset
+from af_pipeline.sniper import images
+from af_pipeline.sniper.chips import ChipMaking, SniperRule
+from af_pipeline.sniper.images import BrokenImageError, FileImages, ImageCache
+from af_pipeline.sniper.sample import Sample
 from af_pipeline.sniper.stream import ChipRef, ChipStream, Cursor, StreamState, class_repeats, deal
-from af_pipeline.training.batches import make_batches
-
-SIDE = 80
-COVER = CoverRule(64, jitter=(0.9, 1.1))
-RULE = SampleRule((Scale(1.0), Scale(2.0)), FocusRule(), "all", 0.0)
-
-
-def dataset(folder: Path, count: int = 7, declared: int = SIDE) -> AnnotatedDataset:
-    """Images that are each of one grey, so that a chip tells which one it comes from.
-
-    Every image has two boxes, apart from number 3, which has none.
-    """
-    images = []
-    for k in range(count):
-        path = folder / f"{k}.png"
-        Image.fromarray(np.full((SIDE, SIDE, 3), (10 * k + 5) % 256, np.uint8)).save(path)
-        left = 8 * (k % 7)
-        boxes = np.array([[left, 5, left + 20, 30], [48, 48, 68, 70]], np.float32)
-        labels, crowd = np.array([k % 3, 2], np.int32), np.array([False, k == 0])
-        some = slice(0 if k == 3 else 2)
-        args = (declared, SIDE, boxes[some], labels[some], crowd[some])
-        images.append(AnnotatedImage(path.name, str(path), *args))
-    return AnnotatedDataset.of(tuple(images), ("a", "b", "c"), (1, 2, 3))
+from af_pipeline.training.batches import BatchLoader
+from tests.helpers.annotated import SIDE, data_of, grey_images
 
 
 def files(data: AnnotatedDataset, cache: int = 10**6, **options: Any) -> FileImages:
     return FileImages(data, ImageCache(cache), **options)
 
 
-def stream(*sources: ImageSource, seed: int = 0, **changes: Any) -> ChipStream:
-    shares = tuple(changes.pop("shares", [1.0] * len(sources)))
-    rules: dict[str, Any] = {"cover": COVER, "rule": RULE} | changes
-    return ChipStream(sources, shares, seed=seed, **rules)
+def making(*scales: Scale) -> ChipMaking:
+    rule = SniperRule(64, jitter=(0.9, 1.1), flips="all", focus_chips=0)
+    return ChipMaking(scales or (Scale(1.0), Scale(2.0)), rule, FocusRule())
+
+
+def stream(
+    *sources: FileImages, seed: int = 0, how: ChipMaking | None = None, **options: Any
+) -> ChipStream:
+    shares = options.pop("shares", [1.0] * len(sources))
+    return ChipStream(sources, shares, how or making(), seed, **options)
 
 
 def image_of(sample: Sample) -> int:
@@ -79,27 +60,13 @@ def name(ref: ChipRef) -> tuple[int, int]:
     return ref.image, ref.number
 
 
-@pytest.fixture
-def small_scenes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Quick stand-ins for rendered scenes; returns the seeds that were asked for."""
-    asked: list[int] = []
-
-    def render(seed: int) -> Scene:
-        asked.append(seed)
-        box = np.array([[10, 10, 40, 30]], np.float32)
-        return Scene(np.full((SIDE, SIDE, 3), 250, np.uint8), box, np.array([1], np.int32))
-
-    monkeypatch.setattr("af_pipeline.scenes.images.render_scene", render)
-    return asked
-
-
 # ---- epochs
 
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 @pytest.mark.parametrize("chunk", [1, 3, 512])
 def test_every_chip_comes_once_an_epoch(tmp_path: Path, chunk: int, slots: int) -> None:
-    chips = stream(files(dataset(tmp_path), chunk=chunk), slots=slots)
+    chips = stream(files(grey_images(tmp_path), chunk=chunk), slots=slots)
     orders = []
     for epoch in range(4):
         all_chips = [ref for number in range(7) for ref in chips.image_refs(0, number, epoch)]
@@ -114,7 +81,7 @@ def test_every_chip_comes_once_an_epoch(tmp_path: Path, chunk: int, slots: int) 
 
 
 def test_a_walk_goes_from_epoch_to_epoch(tmp_path: Path) -> None:
-    chips = stream(files(dataset(tmp_path), chunk=3))
+    chips = stream(files(grey_images(tmp_path), chunk=3))
     wanted = [ref for epoch in range(3) for ref in epoch_of(chips, epoch)]
     walked = list(islice(chips.walk(chips.start()), len(wanted)))
     assert [ref for (ref,), _ in walked] == wanted
@@ -123,7 +90,7 @@ def test_a_walk_goes_from_epoch_to_epoch(tmp_path: Path) -> None:
 
 
 def test_chunks_follow_one_another(tmp_path: Path) -> None:
-    chips = stream(files(dataset(tmp_path), chunk=3), slots=2)
+    chips = stream(files(grey_images(tmp_path), chunk=3), slots=2)
     dealt = [chips.deal_chunk(0, 0, chunk) for chunk in range(3)]
     images = [{ref.image for slot in slots for ref in slot} for slots in dealt]
     assert [len(found) for found in images] == [3, 3, 1]
@@ -159,14 +126,14 @@ def test_an_image_is_decoded_once_an_epoch_whatever_the_workers(
     """Each worker with a cache that holds little more than the images its slots are at."""
     slots, mix, steps = 8, 2, 80
     read: list[str] = []
-    whole = open_images.read_bytes
-    monkeypatch.setattr(open_images, "read_bytes", lambda uri: read.append(uri) or whole(uri))  # type: ignore[func-returns-value]
-    data = dataset(tmp_path, count=64)
+    whole = images.read_bytes
+    monkeypatch.setattr(images, "read_bytes", lambda uri: read.append(uri) or whole(uri))  # type: ignore[func-returns-value]
+    data = grey_images(tmp_path, count=64)
     room = slots // world * (mix + 2) * 3 * SIDE * SIDE
     batches = []
     for rank in range(world):
         chips = stream(files(data, cache=room), slots=slots, mix=mix)
-        made = make_batches(chips, chips.start(), rank, world)
+        made = BatchLoader(chips, chips.start(), (rank, world))
         batches.append([batch.images.numpy() for batch in islice(made, steps)])
         made.close()
     chips = stream(files(data), slots=slots, mix=mix)
@@ -184,13 +151,13 @@ def test_an_image_is_decoded_once_an_epoch_whatever_the_workers(
 
 
 def test_an_image_gives_other_chips_in_every_epoch(tmp_path: Path) -> None:
-    chips = stream(files(dataset(tmp_path)))
+    chips = stream(files(grey_images(tmp_path)))
     windows = [tuple(ref.window for ref in chips.image_refs(0, 2, epoch)) for epoch in range(12)]
     assert len(set(windows)) == 12
 
 
 def test_another_seed_gives_other_chips(tmp_path: Path) -> None:
-    source = files(dataset(tmp_path))
+    source = files(grey_images(tmp_path))
     one, two = (epoch_of(stream(source, seed=seed), 0) for seed in (0, 1))
     assert len({ref.window for ref in one} & {ref.window for ref in two}) < len(one) / 2
 
@@ -198,13 +165,12 @@ def test_another_seed_gives_other_chips(tmp_path: Path) -> None:
 # ---- going on
 
 
-def test_a_stream_goes_on_from_every_state(tmp_path: Path, small_scenes: list[int]) -> None:
-    data = dataset(tmp_path)
-    cache = ImageCache(10**6)
-    sources = FileImages(data, cache, chunk=2), SceneImages(3, 0, cache, chunk=2)
-    chips = stream(*sources, shares=(0.7, 0.3), slots=2)
+def test_a_stream_goes_on_from_every_state(tmp_path: Path) -> None:
+    data = grey_images(tmp_path)
+    some = data_of(data.images[4:], *data.class_names)
+    chips = stream(files(data, chunk=2), files(some, chunk=2), shares=(0.7, 0.3), slots=2)
     walked = list(islice(chips.walk(chips.start()), 90))
-    again = stream(files(data, chunk=2), sources[1], shares=(0.7, 0.3), slots=2)
+    again = stream(files(data, chunk=2), files(some, chunk=2), shares=(0.7, 0.3), slots=2)
     for taken in range(0, 60, 3):
         state = walked[taken - 1][1] if taken else chips.start()
         saved = json.loads(json.dumps(state.to_list()))
@@ -214,7 +180,7 @@ def test_a_stream_goes_on_from_every_state(tmp_path: Path, small_scenes: list[in
 
 
 def test_a_chip_is_a_function_of_its_reference(tmp_path: Path) -> None:
-    data = dataset(tmp_path)
+    data = grey_images(tmp_path)
     one, two = stream(files(data)), stream(files(data, cache=1))
     refs = epoch_of(one, 0) + epoch_of(one, 1)
     forward = {ref: one.sample(ref) for ref in refs}
@@ -234,12 +200,12 @@ def test_a_state_of_an_earlier_version_is_refused() -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_share_out_the_chips_of_one(tmp_path: Path, world: int) -> None:
-    data, steps, size = dataset(tmp_path), 8, 6  # 48 chips: more than an epoch
+    data, steps, size = grey_images(tmp_path), 8, 6  # 48 chips: more than an epoch
     assert len(epoch_of(stream(files(data, chunk=3)), 0)) < steps * size
 
     def batches(rank: int, world: int, start: StreamState | None = None) -> list[Any]:
         chips = stream(files(data, chunk=3), slots=size)
-        made = make_batches(chips, start or chips.start(), rank, world)
+        made = BatchLoader(chips, start or chips.start(), (rank, world))
         found = list(islice(made, steps))
         made.close()
         return found
@@ -258,40 +224,30 @@ def test_workers_share_out_the_chips_of_one(tmp_path: Path, world: int) -> None:
 # ---- several sources
 
 
-def test_sources_are_mixed_by_their_shares(tmp_path: Path, small_scenes: list[int]) -> None:
-    sources = files(dataset(tmp_path)), SceneImages(4, 2, ImageCache(10**6))
-    chips = stream(*sources, shares=(3, 1))
+def test_sources_are_mixed_by_their_shares(tmp_path: Path) -> None:
+    data = grey_images(tmp_path)
+    chips = stream(files(data), files(data_of(data.images[5:6], *data.class_names)), shares=(3, 1))
     refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 1000)]
     assert sum(ref.source for ref in refs) == pytest.approx(250, abs=45)
     longest = max(map(len, "".join(str(ref.source) for ref in refs).split("1")))
     assert longest < 40  # mixed, not one after the other
-    assert image_of(chips.sample(next(ref for ref in refs if ref.source))) == 25
-    assert sorted(small_scenes) == [200_006 + k for k in range(4)]  # each rendered once
-
-
-def test_scenes_alone(small_scenes: list[int]) -> None:
-    chips = stream(SceneImages(3, 0, ImageCache(10**6)))
-    refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 20)]
-    assert {ref.image for ref in refs} == {0, 1, 2}
-    with pytest.raises(ValueError, match=r"no training images: set data\.train"):
-        stream()
+    assert image_of(chips.sample(next(ref for ref in refs if ref.source))) == 5
 
 
 # ---- what chips there are
 
 
 def test_a_source_without_any_chip_says_so(tmp_path: Path) -> None:
-    data = dataset(tmp_path, count=3)
-    nowhere = SampleRule((Scale(1.0, valid_range=(1000, -1)),), FocusRule())
-    for source in (files(data, chunk=2), files(AnnotatedDataset.of((), ("a",), (1,)))):
-        chips = stream(source, rule=nowhere)
+    data = grey_images(tmp_path, count=3)
+    for source in (files(data, chunk=2), files(data_of([], "a"))):
+        chips = stream(source, how=making(Scale(1.0, valid_range=(1000, -1))))
         with pytest.raises(ValueError, match="no box of the training data fits a chip at any sc"):
             next(chips.walk(chips.start()))
 
 
 def test_chunks_without_chips_are_passed_over(tmp_path: Path) -> None:
-    only_background = SampleRule((Scale(1.0, valid_range=(1000, -1)),), FocusRule())
-    chips = stream(files(dataset(tmp_path), chunk=1), rule=only_background)
+    nothing_fits = making(Scale(1.0, valid_range=(1000, -1)))
+    chips = stream(files(grey_images(tmp_path), chunk=1), how=nothing_fits)
     refs = [ref for (ref,), _ in islice(chips.walk(chips.start()), 8)]
     assert [(ref.image, ref.epoch) for ref in refs] == [(3, n // 2) for n in range(8)]
     assert {ref.window.kind for ref in refs} == {"negative"}
@@ -299,10 +255,10 @@ def test_chunks_without_chips_are_passed_over(tmp_path: Path) -> None:
 
 def test_proposals_give_mined_chips(tmp_path: Path) -> None:
     near = np.tile(np.array([[0, 0, 8, 8]], np.float32), (30, 1))
-    source = files(dataset(tmp_path), proposals={"5.png": near})
+    source = files(grey_images(tmp_path), proposals={"5.png": near})
     given = [source.boxes(number)[0].proposals for number in range(7)]
     assert [len(proposals) for proposals in given if proposals is not None] == [0] * 5 + [30, 0]
-    assert files(dataset(tmp_path)).boxes(5)[0].proposals is None
+    assert files(grey_images(tmp_path)).boxes(5)[0].proposals is None
     found = {ref.image for ref in epoch_of(stream(source), 0) if ref.window.kind == "negative"}
     assert found == {5}  # not the image without boxes either: nothing was found in it
 
@@ -312,7 +268,9 @@ def repeats(*values: float) -> NDArray[np.float64]:
 
 
 def test_chips_with_rare_classes_come_again(tmp_path: Path) -> None:
-    data = dataset(tmp_path, count=3)  # image k has class k and class 2, number 0 that as a crowd
+    data = grey_images(
+        tmp_path, count=3
+    )  # image k has class k and class 2, number 0 that as a crowd
     once = stream(files(data))
     chips = stream(files(data), repeats=repeats(1, 3, 1))
     for epoch in range(5):
@@ -331,18 +289,18 @@ def test_chips_with_rare_classes_come_again(tmp_path: Path) -> None:
 
 
 def test_fractions_of_a_repeat_come_by_chance(tmp_path: Path) -> None:
-    chips = stream(files(dataset(tmp_path, count=1)), repeats=repeats(1.5, 1, 1))
-    once = stream(files(dataset(tmp_path, count=1)))
+    chips = stream(files(grey_images(tmp_path, count=1)), repeats=repeats(1.5, 1, 1))
+    once = stream(files(grey_images(tmp_path, count=1)))
     more, plain = (sum(len(s.image_refs(0, 0, e)) for e in range(200)) for s in (chips, once))
     assert more / plain == pytest.approx(1.5, abs=0.1)
 
 
 def test_class_repeats(tmp_path: Path) -> None:
-    data = dataset(tmp_path)  # labels 0: 2, 1: 2, 2: 8
+    data = grey_images(tmp_path)  # labels 0: 2, 1: 2, 2: 8
     assert class_repeats(data, 1.0).tolist() == [4, 4, 1]
     assert class_repeats(data, 0.5).tolist() == [2, 2, 1]
     assert class_repeats(data, 0.0).tolist() == [1, 1, 1]
-    unseen = AnnotatedDataset.of(tuple(data.images) * 3, ("a", "b", "c", "d"), (1, 2, 3, 4))
+    unseen = data_of([*data.images] * 3, "a", "b", "c", "d")
     assert class_repeats(unseen, 1.0).tolist() == [4, 4, 1, 8]  # 24, but for the limit
 
 
@@ -350,32 +308,7 @@ def test_class_repeats(tmp_path: Path) -> None:
 
 
 def test_an_image_of_another_size_than_annotated(tmp_path: Path) -> None:
-    chips = stream(files(dataset(tmp_path, count=1, declared=SIDE + 1)))
+    chips = stream(files(grey_images(tmp_path, count=1, declared=SIDE + 1)))
     (ref,), _ = next(chips.walk(chips.start()))
     with pytest.raises(BrokenImageError, match=r"0\.png is 80x80 px, its annotation says 81x80"):
         chips.sample(ref)
-
-
-def held(side: int) -> LabelledImage:
-    image = np.zeros((side, side, 3), np.uint8)
-    return LabelledImage(
-        image, np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
-    )
-
-
-def test_the_cache_drops_the_least_recently_used() -> None:
-    cache = ImageCache(3 * 300)
-    for key in "abc":
-        cache.put(key, held(10))
-    assert cache.get("a") is not None
-    cache.put("d", held(10))
-    assert list(cache.held) == ["c", "a", "d"]
-    assert cache.get("b") is None
-    assert cache.size == 900
-    cache.put("d", held(10))
-    assert cache.size == 900
-    cache.put("huge", held(100))  # larger than all: kept alone rather than decoded each time
-    assert list(cache.held) == ["huge"]
-    cache.put("e", held(10))
-    assert list(cache.held) == ["e"]
-    assert cache.size == 300

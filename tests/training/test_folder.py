@@ -1,4 +1,4 @@
-"""A full disk while training: one line, the former checkpoint whole, and the run goes on."""
+"""A run folder belongs to one training; a full disk is one line, and the run goes on."""
 
 import errno
 import json
@@ -8,23 +8,108 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from af_pipeline.config import config_from
+from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
 from af_pipeline.settings.train import TrainConfig
 from af_pipeline.training import trainer
-from af_pipeline.training.disk_space import (
+from af_pipeline.training.folder import (
     KEPT_FILE,
     LIST_FILE,
+    claim_folder,
     keep_list,
     mend_list,
     no_space,
     out_of_space,
+    run_folder,
 )
 from af_pipeline.training.log import TrainingLog
+from tests.helpers.annotated import data_of
 from tests.helpers.said import own_lines
 from tests.helpers.training import job, steps
+
+
+def config(*sets: str) -> TrainConfig:
+    return config_from(TrainConfig, {"pyramid": [{"factor": 1}]}, sets, "test")
+
+
+def data(left: float = 1.0, name: str = "a") -> AnnotatedDataset:
+    boxes = np.array([[left, 1, 9, 9]], np.float32)
+    image = AnnotatedImage(name, "a.png", 10, 10, boxes, np.zeros(1, np.int32), np.zeros(1, bool))
+    return data_of([image], "car")
+
+
+def claim(folder: Path, *sets: str, dataset: AnnotatedDataset | None = None) -> None:
+    claim_folder(folder, config(*sets), dataset or data())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "optim.steps=9",
+        "run.workers=2",
+        "run.output=elsewhere",
+        "mining.steps=5",
+        "data.train=b.json",
+        "data.check_images=0",
+        "data.on_broken=drop",
+    ],
+)
+def test_what_may_change_when_a_run_goes_on(tmp_path: Path, change: str) -> None:
+    claim(tmp_path / "run")
+    claim(tmp_path / "run", change)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("optim.lr=0.5", "config.optim.lr: 0.002 there, 0.5 now"),
+        ("run.seed=3", "seed: 0 there, 3 now"),
+        ("data.proposals=p", 'config.data.proposals: null there, "p" now'),
+        ("chips.size=64", "config.chips.size: 512 there, 64 now"),
+        ("data.train=[{uri: a, share: 0.5}]", "shares: [] there, [0.5] now"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path: Path, change: str, told: str) -> None:
+    claim(tmp_path / "run")
+    with pytest.raises(ValueError, match="training with other settings") as caught:
+        claim(tmp_path / "run", change)
+    assert told in str(caught.value)
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    claim(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"data: .* there, .* now"):
+        claim(tmp_path / "run", dataset=data(left=2.0))
+    with pytest.raises(ValueError, match=r"data: .* there, .* now"):
+        claim(tmp_path / "run", dataset=data(name="b"))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"config": ', b"[]", b"\xff\xfe\x00\x01"])
+def test_a_damaged_plan_is_named_with_the_way_on(tmp_path: Path, content: bytes) -> None:
+    claim(tmp_path / "run")
+    (tmp_path / "run/plan.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"run/plan\.json .*choose another run\.name"):
+        claim(tmp_path / "run")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(ValueError, match=r"holds no training: choose an empty run\.name"):
+        claim(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_the_run_folder_is_local() -> None:
+    for output, folder in (("out/put", "out/put/mine"), ("s3://bucket/runs", "runs/mine")):
+        assert run_folder(config(f"run.output={output}")) == Path(folder).absolute()
+
+
+# ---- a full disk
 
 
 @contextmanager
@@ -64,8 +149,7 @@ def test_the_line_says_where_and_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_a_log_that_cannot_be_written_fails_instead_of_waiting(tmp_path: Path) -> None:
-    config = TrainConfig.model_validate({"pyramid": [{"factor": 1}]})
-    log = TrainingLog(config, tmp_path, 0, 0)
+    log = TrainingLog(config(), tmp_path, 0, 0)
 
     def go_on() -> None:
         for step in range(1, 200):

@@ -9,10 +9,18 @@ import cv2
 import numpy as np
 import pytest
 
-from af_pipeline.scenes.scene_draw import View
-from af_pipeline.scenes.synthetic import CLASS_NAMES, Scene, render_scene, write_dataset
-from af_pipeline.scenes.traffic import visible_box
-from af_pipeline.scenes.vehicles import BUS, CAR, CYCLIST, MINIBUS, TRUCK, alpha_box, vehicle_sprite
+from examples.aerial_scenes.draw import View
+from examples.aerial_scenes.scenes import CLASS_NAMES, Scene, render_scene, write_dataset
+from examples.aerial_scenes.traffic import visible_box
+from examples.aerial_scenes.vehicles import (
+    BUS,
+    CAR,
+    CYCLIST,
+    MINIBUS,
+    TRUCK,
+    alpha_box,
+    vehicle_sprite,
+)
 
 
 def _view(car_length: float) -> View:

@@ -1,7 +1,7 @@
 """Procedural top-down aerial scenes with labelled vehicles.
 
-Used as extra training data, as the built-in default of the demo and in tests. Everything
-follows from one seed; nothing is read from disk.
+Extra training data, the data of the demo and of tests. Everything follows from one seed; nothing
+is read from disk.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.scenes.scene_draw import Canvas, Points, Rng, View, new_canvas, noise, offset_line
-from af_pipeline.scenes.scene_ground import (
+from examples.aerial_scenes.draw import Canvas, Points, Rng, View, new_canvas, noise, offset_line
+from examples.aerial_scenes.ground import (
     Lot,
     Road,
     along,
@@ -26,17 +26,17 @@ from af_pipeline.scenes.scene_ground import (
     paint_lots,
     paint_roads,
 )
-from af_pipeline.scenes.scene_objects import (
+from examples.aerial_scenes.objects import (
     paint_buildings,
     paint_lamps,
     paint_lookalikes,
     paint_trees,
 )
-from af_pipeline.scenes.traffic import lot_traffic, place, road_traffic, strays
-from af_pipeline.scenes.vehicles import CAR_METRES, Sprite
+from examples.aerial_scenes.traffic import lot_traffic, place, road_traffic, strays
+from examples.aerial_scenes.vehicles import CAR_METRES, Sprite
 
 CLASS_NAMES = ("car", "truck", "bus", "minibus", "cyclist")  # label index = position
-_SIZES = ((1024, 1024), (768, 1024), (1024, 768))
+SIZES = ((1024, 1024), (768, 1024), (1024, 768))
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _compressed(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
 
 
 def write_dataset(
-    root: Path, count: int, seed: int, sizes: Sequence[tuple[int, int]] = _SIZES
+    root: Path, count: int, seed: int, sizes: Sequence[tuple[int, int]] = SIZES
 ) -> Path:
     """Write ``count`` scenes under ``root`` and return the path of their COCO file.
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.scenes.scene_draw import (
+from examples.aerial_scenes.draw import (
     Colour,
     Image,
     Points,

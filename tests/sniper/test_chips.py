@@ -10,17 +10,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from af_pipeline.core.boxes import box_side, intersection_area
+from af_pipeline.core.focus import FocusRule
 from af_pipeline.core.scales import Scale
 from af_pipeline.sniper.chips import (
     MIN_SIDE,
+    ChipMaking,
     ChipWindow,
-    CoverRule,
     ImageBoxes,
-    boxes_in_window,
+    SniperRule,
     creates_chips,
     image_chips,
 )
 from af_pipeline.sniper.cover import holds, make_grid
+from af_pipeline.sniper.sample import boxes_in_window
 
 SCALES = (
     Scale(0.5, valid_range=(72, -1)),
@@ -63,9 +65,15 @@ def image_of(
 
 
 def chips(
-    seed: int, image: ImageBoxes, scales: tuple[Scale, ...] = SCALES, **rule: Any
+    seed: int,
+    image: ImageBoxes,
+    scales: tuple[Scale, ...] = SCALES,
+    focus: tuple[float, float] = (5, 64),
+    **rule: Any,
 ) -> list[ChipWindow]:
-    return image_chips(np.random.default_rng(seed), image, scales, CoverRule(SIZE, **rule))
+    how = SniperRule(SIZE, **{"focus_chips": 0, **rule})
+    making = ChipMaking(scales, how, FocusRule(*focus))
+    return image_chips(np.random.default_rng(seed), image, making)
 
 
 def of_kind(windows: list[ChipWindow], kind: str) -> list[ChipWindow]:
@@ -207,8 +215,8 @@ def test_focus_chips_are_for_objects_of_focus_size_that_no_chip_shows() -> None:
 
     assert focus_scales([10, 10, 30, 30]) == [0, 1]
     assert focus_scales([690, 490, 710, 510]) == [1]
-    assert focus_scales([10, 10, 30, 30], focus_sides=(10, 64)) == [1]  # 10 px at the coarse one
-    assert focus_scales([10, 10, 30, 30], focus_sides=(5, 20)) == [0]  # 20 px at the middle one
+    assert focus_scales([10, 10, 30, 30], focus=(10, 64)) == [1]  # 10 px at the coarse one
+    assert focus_scales([10, 10, 30, 30], focus=(5, 20)) == [0]  # 20 px at the middle one
     crowd = image_of([[10, 10, 30, 30]], crowd=True)
     assert chips(0, crowd, focus_chips=5) == []
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.scenes.scene_draw import (
+from examples.aerial_scenes.draw import (
     Canvas,
     Colour,
     Image,

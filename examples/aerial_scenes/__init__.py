@@ -1,0 +1,1 @@
+"""Drawn aerial scenes with labelled vehicles: data for the demo, for tests and to train on."""
