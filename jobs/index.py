@@ -17,9 +17,7 @@ from af_pipeline.settings.index import IndexConfig
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job: 0 done, 1 more errors than max_error_rate, 2 input that cannot be used."""
     parser = config_parser(__doc__, "configs/index")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be done and what it would cost"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="say what it would do and cost")
     arguments = parser.parse_args(argv)
     try:
         config = load_config(IndexConfig, arguments.config, arguments.sets)

@@ -1,1 +1,1 @@
-"""The thin Ray shell: training on Ray Train, the index graph on Ray Data."""
+"""The index graph on Ray Data: a thin shell round the cascade."""

@@ -140,11 +140,6 @@ def floor_of(worths: Sequence[Worth], looked: int, images: int, budget: float) -
     return Floor(least, looked, coarse * share, (coarse + taken) * share)
 
 
-def run_budget(config: IndexConfig, plan: Plan) -> float | None:
-    """What the run as a whole may take, network px; None: as much as it asks for."""
-    return config.focus.budget if plan.budget and config.focus.budget_per == "run" else None
-
-
 def stored_floor(folder: OutputFolder, identity: dict[str, Any]) -> Floor | None:
     """The floor of the run of this ``identity`` that was started in ``folder`` before."""
     plan = folder.plan()

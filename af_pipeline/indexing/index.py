@@ -15,7 +15,6 @@ from rich.console import Console
 
 from af_pipeline.config import config_hash, dump_without
 from af_pipeline.core.budget import Floor
-from af_pipeline.core.plan import Plan
 from af_pipeline.core.schema import SCHEMA_VERSION
 from af_pipeline.data.manifest import SourceImage, write_manifest, write_tables
 from af_pipeline.data.secrets import redact_tree
@@ -28,7 +27,6 @@ from af_pipeline.indexing.estimate import (
     estimate_seconds,
     floored,
     planned_floor,
-    run_budget,
     run_sample,
     sample_images,
     stored_floor,
@@ -52,22 +50,20 @@ from af_pipeline.settings.ray import RayConfig
 class IndexJob:
     """An index run before it begins: what is read, by which stages, and where to.
 
-    ``budget``: of the run as a whole, network px; ``budget_per``: of a run or an image, as set.
-    ``identity`` tells this run from others, ``record`` describes it in run.json.
+    ``limit``: the budget as run.json tells it, None: there is none. ``identity`` tells this run
+    from others, ``record`` describes it in run.json; its clock runs from ``began``.
     """
 
+    began: float
     source: SourceConfig
-    plan: Plan
     settings: StageSettings
     layouts: list[StageLayout]
-    budget: float | None
+    limit: dict[str, Any] | None
     output: OutputConfig
     ray: RayConfig
     max_error_rate: float
-    run_id: str
     identity: dict[str, Any]
     record: dict[str, Any]
-    limit: dict[str, Any] | None
 
     @classmethod
     def prepare(cls, config: IndexConfig, detector: DetectorSource | None = None) -> IndexJob:
@@ -75,6 +71,7 @@ class IndexJob:
 
         Raises CheckpointError, DeviceError or ValueError for input that cannot be used.
         """
+        began = time.perf_counter()
         detector = detector or detector_from_config(config)
         check_guarantee(config, detector.identity)
         plan = build_plan(config)
@@ -88,21 +85,18 @@ class IndexJob:
             "detector": detector.identity,
             "class_names": list(detector.class_names),
         }
+        focus = config.focus
         return cls(
-            source,
-            plan,
-            settings,
-            plan_pools(config, plan, ray.cluster_resources()),
-            run_budget(config, plan),
-            config.output,
-            config.ray,
-            config.max_error_rate,
-            run_id,
-            identity,
-            describe_run(config, run_id, identity),
-            {"pixels": config.focus.budget, "per": config.focus.budget_per}
-            if plan.budget
-            else None,
+            began=began,
+            source=source,
+            settings=settings,
+            layouts=plan_pools(config, plan, ray.cluster_resources()),
+            limit={"pixels": focus.budget, "per": focus.budget_per} if plan.budget else None,
+            output=config.output,
+            ray=config.ray,
+            max_error_rate=config.max_error_rate,
+            identity=identity,
+            record=describe_run(config, run_id, identity),
         )
 
     def run(
@@ -114,12 +108,11 @@ class IndexJob:
         finished are left as they are. Raises SourceError or OutputError for places that cannot be
         used, GraphError where the graph stopped half-way.
         """
-        began = time.perf_counter()
         console = console or Console(highlight=False)
         output = self.output
         if not output.uri:
             raise OutputError("no output: give --set output.uri=DIRECTORY")
-        folder = OutputFolder.at(output.uri, output.storage, run_id=self.run_id)
+        folder = OutputFolder.at(output.uri, output.storage, run_id=self.record["run_id"])
         with reaching(folder.uri):
             floor = stored_floor(folder, self.identity)
             folder.check(with_floor(self.identity, floor), output.on_conflict)
@@ -134,18 +127,18 @@ class IndexJob:
             stack.enter_context(reaching(folder.uri, GraphError))  # from here on it has begun
             folder.write_file("manifest.parquet", manifest)
             result = Passes(
-                folder,
-                manifest,
-                floored(self.settings, floor),
-                self.layouts,
-                output,
-                self.ray,
-                self.max_error_rate,
-                console,
+                folder=folder,
+                manifest=manifest,
+                settings=floored(self.settings, floor),
+                layouts=self.layouts,
+                output=output,
+                ray=self.ray,
+                max_error_rate=self.max_error_rate,
+                console=console,
             ).execute()
             names = self.settings.detector.class_names
             totals = publish(folder, result.parts, names, output.chips, manifest)
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - self.began
             budget = budget_record(self.limit, floor, totals)
             outcome = Outcome(folder.uri, totals, result.skipped, seconds, result.stages, budget)
             folder.check_owner()
@@ -155,9 +148,9 @@ class IndexJob:
 
     def floor(self, manifest: Path, images: int) -> Floor | None:
         """What a sample says of the run's budget; None: it has none."""
-        if self.budget is None:
+        if self.limit is None or self.limit["per"] != "run":
             return None
-        return planned_floor(self.budget, manifest, images, self.settings, self.layouts)
+        return planned_floor(self.limit["pixels"], manifest, images, self.settings, self.layouts)
 
 
 def index(
@@ -178,9 +171,10 @@ def dry_run(config: IndexConfig, detector: DetectorSource | None = None) -> list
         images = list_source(job.source, None, manifest)
         floor = job.floor(manifest, images)
         sample = run_sample(sample_images(manifest, images), floored(job.settings, floor))
+    plan = job.settings.plan
     cpus = ray.cluster_resources().get("CPU", 1.0)
-    seconds = estimate_seconds(images, sample, job.layouts, job.plan, cpus)
-    lines = describe(config, job.plan, job.layouts, images)
+    seconds = estimate_seconds(images, sample, job.layouts, plan, cpus)
+    lines = describe(config, plan, job.layouts, images)
     if floor is not None:
         lines += describe_floor(floor)
     return lines + costs(config, sample, images, seconds)
