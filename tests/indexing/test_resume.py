@@ -1,22 +1,18 @@
 """An output folder that is gone back to: finished images stay, all else is done or refused."""
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from af_pipeline.core.schema import ImageRow, rows_to_table
 from af_pipeline.indexing.index import index
 from af_pipeline.indexing.meter import GraphError
 from af_pipeline.output.account import Outcome
-from af_pipeline.output.folder import OutputFolder
-from af_pipeline.output.place import GO_ON, OutputError, OutputLostError
+from af_pipeline.output.place import GO_ON, OutputError
 from af_pipeline.output.tables import chips_table, detections_table
 from tests.helpers.in_process import replace_ray
 from tests.helpers.planted import (
@@ -131,24 +127,6 @@ def test_a_complete_run_is_left_as_it_is(resumed: tuple[Outcome, set[int]], plac
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_unreadable_and_half_written_parts_are_done_again(
-    resumed: tuple[Outcome, set[int]], place: Place
-) -> None:
-    broken = sorted((place.out / "rows").iterdir())[0]
-    lost = {int(name[0]) for name in pq.read_table(broken)["image_id"].to_pylist()}
-    broken.write_bytes(broken.read_bytes()[:100])
-    (place.out / f"rows/{broken.name}-never_finished.parquet").write_bytes(b"PAR1")
-    shutil.rmtree(place.out / "images")
-    (place.out / "publish.partial/detections").mkdir(parents=True)
-    outcome, seen = place.run()
-    assert outcome.skipped == 7 - len(lost)
-    assert seen == lost
-    aside = sorted(path.name for path in (place.out / "damaged").iterdir())
-    assert aside == [broken.name, f"{broken.name}-never_finished.parquet"]
-    place.check()
-
-
-@pytest.mark.usefixtures("without_ray")
 def test_a_run_with_other_settings_is_refused(
     resumed: tuple[Outcome, set[int]], place: Place
 ) -> None:
@@ -194,39 +172,6 @@ def test_another_run_is_overwritten_when_asked(tmp_path: Path) -> None:
     assert (place.out / "notes.txt").read_text() == "mine"
     # The same run is gone on with, not begun anew.
     assert place.run(mode="whole", output=output)[1] == set()
-
-
-@pytest.mark.usefixtures("without_ray")
-def test_an_image_written_twice_is_kept_once(tmp_path: Path) -> None:
-    """As a worker that outlived its driver leaves it behind."""
-    place = Place(tmp_path)
-    place.add([1, 2, 3])
-    place.run(ray={"rows_per_block": 1})
-    parts = sorted((place.out / "rows").iterdir())
-    assert len(parts) == 3
-    run_id = json.loads((place.out / "run.json").read_text())["run_id"]
-    assert all(part.name.startswith(f"{run_id}_") for part in parts)
-    folder = OutputFolder.at(str(place.out), run_id=run_id)
-    for some in ([0, 2], [1, 2]):
-        folder.write_part(pa.concat_tables([pq.read_table(parts[number]) for number in some]))
-    # Of a run that had the folder before.
-    shutil.copy(parts[0], place.out / "rows/0123456789abcdef_late.parquet")
-    parts[1].unlink()
-    outcome, seen = place.run()
-    assert (outcome.totals.images, outcome.skipped, seen) == (3, 3, set())
-    place.check()
-
-
-@pytest.mark.usefixtures("without_ray")
-def test_a_second_start_takes_over(tmp_path: Path) -> None:
-    """The first one stops at its next step instead of judging images by lists that are gone."""
-    place = Place(tmp_path)
-    place.add([1])
-    place.run()
-    first = OutputFolder.at(str(place.out)).open(json.loads((place.out / "plan.json").read_text()))
-    place.run()
-    with pytest.raises(OutputLostError, match="another start of this job has taken"):
-        first.check_owner()
 
 
 @pytest.mark.usefixtures("without_ray")
