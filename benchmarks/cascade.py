@@ -29,7 +29,7 @@ from af_pipeline.core.lanes import Lane
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.resize import resize
 from af_pipeline.core.scales import scaled_size
-from af_pipeline.core.schema import ImageRow
+from af_pipeline.core.schema import ImageRow, rows_to_table
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.annotations.load import load_annotations
 from af_pipeline.evaluation.coco import evaluate_detections
@@ -194,7 +194,7 @@ def report(
     truth: AnnotatedDataset,
     config: IndexConfig,
 ) -> dict[str, Any]:
-    table: pa.Table = detections_table(list(rows.values()), names)
+    table: pa.Table = detections_table(rows_to_table(list(rows.values()), stored=True), names)
     evaluation = evaluate_detections(truth, table)
     content = evaluation.to_json()
     ledgers = [row.ledger for row in rows.values()]

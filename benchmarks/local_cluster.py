@@ -1,6 +1,6 @@
 """Runs of `jobs/index.py` that may be killed: drivers and Ray nodes with processes of their own.
 
-Shared by `benchmarks/kills.py`, `benchmarks/two_nodes.py` and tests/dist/test_kills.py. Nothing
+Shared by `benchmarks/kills.py`, `benchmarks/two_nodes.py` and tests/indexing/test_kills.py. Nothing
 here touches a process that does not descend from one started here.
 """
 

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return complain(error, 2)
     from af_pipeline.indexing.index import dry_run, index
-    from af_pipeline.indexing.lost_blocks import GraphError
+    from af_pipeline.indexing.meter import GraphError
     from af_pipeline.indexing.session import ray_session
     from af_pipeline.output.account import summary
 

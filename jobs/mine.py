@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(TrainConfig, arguments.config, arguments.sets)
     except ConfigError as error:
         return complain(error, 2)
-    from af_pipeline.indexing.lost_blocks import GraphError
+    from af_pipeline.indexing.meter import GraphError
     from af_pipeline.indexing.session import ray_session
     from af_pipeline.output.account import summary
     from af_pipeline.training.mining import mine

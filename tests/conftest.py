@@ -3,15 +3,13 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
 import pytest
+
+if TYPE_CHECKING:
+    from tests.helpers.small_run import Place
 
 
 @pytest.fixture(scope="session")
@@ -42,41 +40,27 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`index` with its graph in this process, no cluster."""
-    from af_pipeline.core.schema import ImageRow
-    from af_pipeline.indexing import index as job
-    from af_pipeline.indexing import passes
-    from af_pipeline.output.folder import RunFolder
-    from tests.helpers.planted import cascade_row, index_config
+    """`index` with the stages of its graph in this process, no cluster."""
+    from tests.helpers.in_process import replace_ray
 
-    looked = cache(
-        lambda uri, _: cascade_row(index_config(Path("images"), Path("unset")), Path(uri))
-    )
+    replace_ray(monkeypatch)
 
-    def row_of(record: dict[str, str]) -> ImageRow:
-        return replace(looked(record["uri"], record["version"]), version=record["version"])
 
-    def run_graph(parts: list[str], folder: RunFolder, images_per_file: int, *_: object) -> None:
-        tables = [pq.read_table(part, filesystem=folder.arrow) for part in parts]
-        records = [record for table in tables for record in table.to_pylist()]
-        for start in range(0, len(records), images_per_file):
-            some = records[start : start + images_per_file]
-            folder.append_rows([row_of(record) for record in some])
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> "Place":
+    """A small run that is done, not to be touched."""
+    from tests.helpers.in_process import replace_ray
+    from tests.helpers.small_run import Place
 
-    @contextmanager
-    def no_progress(*_: object) -> Iterator[Any]:
-        empty = SimpleNamespace(remote=list)
-        yield SimpleNamespace(report=empty, accused=empty)
+    with pytest.MonkeyPatch.context() as patch:
+        replace_ray(patch)
+        return Place(tmp_path_factory.mktemp("finished"))
 
-    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0}, get=lambda answer: answer)
-    monkeypatch.setattr(job, "ray", ray)
-    monkeypatch.setattr(passes, "ray", ray)
-    monkeypatch.setattr(passes, "gc", SimpleNamespace(collect=int))  # takes most of the time else
-    monkeypatch.setattr(passes, "set_context", lambda *_, **__: None)
-    monkeypatch.setattr(passes, "shown_progress", no_progress)
-    monkeypatch.setattr(passes, "build_graph", lambda config, parts, *_: parts)
-    monkeypatch.setattr(passes, "watched", lambda *_: None)
-    monkeypatch.setattr(passes, "run_graph", run_graph)
+
+@pytest.fixture
+def place(finished: "Place", tmp_path: Path) -> "Place":
+    """A copy of it, to be damaged."""
+    return type(finished)(tmp_path, finished)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from af_pipeline.data.annotations.dataset import AnnotatedDataset
 from af_pipeline.data.annotations.load import load_annotations
 from af_pipeline.evaluation.coco import DETECTION_COLUMNS, Inputs, check_inputs
 from af_pipeline.evaluation.coverage import Looked
-from af_pipeline.output.read import RunDir
+from af_pipeline.output.folder import OutputFolder
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 
@@ -65,10 +65,10 @@ def number(text: str) -> float:
     return value
 
 
-def open_run(uri: str, allow_incomplete: bool) -> RunDir:
+def open_run(uri: str, allow_incomplete: bool) -> OutputFolder:
     """A run's output; ValueError, saying what to do, while it is not complete."""
-    run = RunDir.open(uri)
-    if run.manifest() is None and not allow_incomplete:
+    run = OutputFolder.of_run(uri)
+    if run.run_record() is None and not allow_incomplete:
         raise ValueError(
             f"{run.uri} has no run.json, so the run is not complete: run the same jobs/index.py "
             "command again to finish it, or add --allow-incomplete"
@@ -84,19 +84,19 @@ def read_ground_truth(args: argparse.Namespace) -> AnnotatedDataset:
     return truth
 
 
-def read_inputs(run: RunDir, truth: AnnotatedDataset, args: argparse.Namespace) -> Inputs:
+def read_inputs(run: OutputFolder, truth: AnnotatedDataset, args: argparse.Namespace) -> Inputs:
     """The ground truth with the detections of a run from ``args.min_score`` up, checked."""
     return check_inputs(truth, read_detections(run, args.min_score))
 
 
-def read_detections(run: RunDir, min_score: float) -> pa.Table:
+def read_detections(run: OutputFolder, min_score: float) -> pa.Table:
     """DETECTION_COLUMNS of a run's detections from ``min_score`` up."""
     return run.table("detections", DETECTION_COLUMNS, where=ds.field("score") >= min_score)
 
 
-def where_looked(run: RunDir) -> Looked | str:
+def where_looked(run: OutputFolder) -> Looked | str:
     """Where a run looked, or in a few words why that is not known."""
-    manifest = run.manifest()
+    manifest = run.run_record()
     if manifest is None:
         return "there is no run.json"
     try:

@@ -21,13 +21,13 @@ from af_pipeline.evaluation.inputs import (
 from af_pipeline.evaluation.matches import matches_of
 from af_pipeline.evaluation.tables import error_rows, errors_json, errors_text
 from af_pipeline.evaluation.voc import score_voc
-from af_pipeline.output.read import RunDir
+from af_pipeline.output.folder import OutputFolder
 
 INPUTS = ("detections", "ground_truth", "min_score")
 
 
 def score_run(
-    run: RunDir, truth: AnnotatedDataset, args: argparse.Namespace
+    run: OutputFolder, truth: AnnotatedDataset, args: argparse.Namespace
 ) -> tuple[str, dict[str, Any], pa.Table]:
     """What to print, what metrics.json holds, and one row an error.
 

@@ -21,7 +21,7 @@ from af_pipeline.data.annotations.dataset import Problems
 from af_pipeline.data.storage import read_json
 from af_pipeline.evaluation.coco import detection_columns
 from af_pipeline.evaluation.inputs import read_detections, warn, write_json
-from af_pipeline.output.read import RunDir
+from af_pipeline.output.folder import OutputFolder
 
 # The 80 of 91 numbered categories of COCO that its detection task has.
 _NAMES = (
@@ -39,7 +39,7 @@ COCO_CATEGORIES = [
 ]
 
 
-def write(run: RunDir, target: str, args: argparse.Namespace) -> str:
+def write(run: OutputFolder, target: str, args: argparse.Namespace) -> str:
     """Write the detections from ``args.min_score`` up to a local path or any fsspec URI."""
     found = detection_columns(read_detections(run, args.min_score))
     if args.ground_truth:

@@ -9,10 +9,10 @@ import pyarrow.dataset as ds
 from pyarrow import csv
 
 from af_pipeline.core.schema import DETECTIONS
-from af_pipeline.output.read import RunDir
+from af_pipeline.output.folder import OutputFolder
 
 
-def write(run: RunDir, target: str, args: argparse.Namespace) -> str:
+def write(run: OutputFolder, target: str, args: argparse.Namespace) -> str:
     """Write the detections from ``args.min_score`` up to a local path or any fsspec URI."""
     where = ds.field("score") >= args.min_score
     table = run.table("detections", DETECTIONS.names, where=where)

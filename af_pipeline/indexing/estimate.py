@@ -1,27 +1,41 @@
-"""What an index run would do and cost, from a sample: nothing is written, no graph is started."""
+"""What an index run would do and cost, from a sample: nothing is written, no graph is started.
+
+A budget for a whole run comes from a sample too, looked at with no limit: the floor is the gain
+that a chip must promise. Which chips a run takes then depends on this one number, which is stored
+with the run: a resumed run takes the same one.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import ray
+from ray.exceptions import RayError
 
+from af_pipeline.core.budget import Floor, gain_floor
 from af_pipeline.core.lanes import Lane
-from af_pipeline.core.plan import Plan
+from af_pipeline.core.plan import Plan, with_gain_floor
 from af_pipeline.core.scales import Scale
 from af_pipeline.core.schema import MANIFEST, ImageRow, table_to_rows
 from af_pipeline.data.secrets import redact
-from af_pipeline.indexing.pools import PoolPlan, Route
-from af_pipeline.indexing.stages import FusedStage, StageSettings
-from af_pipeline.output.sql import scan
+from af_pipeline.indexing.meter import STOPPED, GraphError
+from af_pipeline.indexing.passes import reason_in
+from af_pipeline.indexing.pools import Route, StageLayout, stage_plan
+from af_pipeline.indexing.stages import ActorFault, FusedStage, SampleStage, StageSettings, Worth
+from af_pipeline.output.folder import OutputFolder
+from af_pipeline.output.tables import scan
 from af_pipeline.settings.index import IndexConfig
 
-SAMPLE = 16  # images looked at
+SAMPLE = 16  # images that a dry run looks at
+BUDGET_SAMPLE = 32  # images from which the floor of a budget is made
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,119 @@ def run_sample(table: pa.Table, settings: StageSettings) -> Sample:
     return Sample(rows, time.perf_counter() - began)
 
 
+class Sampler:
+    """The stage as an actor: one image a call, since an image may kill its process."""
+
+    def __init__(self, settings: StageSettings) -> None:
+        self.stage = SampleStage(settings)
+
+    def worth(self, table: pa.Table) -> list[Worth]:
+        """Those of the images of a table of `MANIFEST` that can be looked at."""
+        self.stage.worths = []
+        self.stage(table)
+        return self.stage.worths
+
+
+def look_at_sample(
+    table: pa.Table, settings: StageSettings, pools: Sequence[StageLayout]
+) -> list[Worth]:
+    """What the images of ``table`` are worth, by an actor of the strongest pool; without those
+    that fail."""
+    pool = max(pools, key=lambda planned: planned.route.pool.num_gpus)
+    plan = stage_plan(settings.plan, pool.route.pool)
+    own = replace(settings, plan=plan, threads=pool.threads)
+    kind: Any = ray.remote(**pool.needs)(Sampler)
+    found: list[Worth] = []
+    sampler: Any = None
+    for number in range(table.num_rows):
+        sampler = sampler or kind.remote(own)
+        try:
+            found += ray.get(sampler.worth.remote(table.slice(number, 1)))
+        except RayError as error:
+            if isinstance(error, ActorFault) or getattr(error, "actor_init_failed", False):
+                raise GraphError(STOPPED.format(reason_in(str(error)))) from error
+            sampler = None  # the image took its process along
+    if sampler is not None:
+        ray.kill(sampler)
+    return found
+
+
+def floor_of(worths: Sequence[Worth], looked: int, images: int, budget: float) -> Floor:
+    """The least gain with which ``images`` are expected to take ``budget`` network px at most.
+
+    ``worths``: of those of ``looked`` images that did not fail. Raises ValueError where the budget
+    is less than the coarsest looks take.
+    """
+    if not worths:
+        raise ValueError(
+            f"focus.budget_per=run: none of the {looked} images of the sample could be looked at; "
+            "see why with focus.budget_per=image"
+        )
+    share = images / looked
+    coarse = sum(one.coarse for one in worths)
+    if budget < coarse * share:
+        raise ValueError(
+            f"focus.budget={budget:.6g} is less than the coarsest looks of {images} images take: "
+            f"give {-(-coarse * share // 1):.0f} network px or more"
+        )
+    gains = list(chain.from_iterable(one.gains for one in worths))
+    costs = list(chain.from_iterable(one.costs for one in worths))
+    least = gain_floor(gains, costs, budget / share - coarse)
+    taken = sum(cost for gain, cost in zip(gains, costs, strict=True) if gain >= least)
+    return Floor(least, looked, coarse * share, (coarse + taken) * share)
+
+
+def run_budget(config: IndexConfig, plan: Plan) -> float | None:
+    """What the run as a whole may take, network px; None: as much as it asks for."""
+    return config.focus.budget if plan.budget and config.focus.budget_per == "run" else None
+
+
+def stored_floor(folder: OutputFolder, identity: dict[str, Any]) -> Floor | None:
+    """The floor of the run of this ``identity`` that was started in ``folder`` before."""
+    plan = folder.plan()
+    found = plan.pop("budget", None)
+    if not found or plan != identity:
+        return None
+    try:
+        return Floor(**found)
+    except TypeError:  # damaged: to be refused as the plan of another run
+        return None
+
+
+def with_floor(identity: dict[str, Any], floor: Floor | None) -> dict[str, Any]:
+    """The identity of a run that has this floor."""
+    return identity if floor is None else identity | {"budget": asdict(floor)}
+
+
+def planned_floor(
+    budget: float,
+    manifest: Path,
+    images: int,
+    settings: StageSettings,
+    layouts: Sequence[StageLayout],
+) -> Floor:
+    """The floor for ``images`` of a manifest, by a sample of them; errors as of `floor_of`."""
+    table = sample_images(manifest, images, BUDGET_SAMPLE)
+    worths = look_at_sample(table, settings, layouts)
+    return floor_of(worths, table.num_rows, images, budget)
+
+
+def floored(settings: StageSettings, floor: Floor | None) -> StageSettings:
+    """The settings with the floor in their plan."""
+    if floor is None:
+        return settings
+    return replace(settings, plan=with_gain_floor(settings.plan, floor.least_gain))
+
+
+def describe_floor(floor: Floor) -> list[str]:
+    """What a run with this floor is expected to take, a line for the dry run."""
+    return [
+        f"budget      chips of {floor.least_gain:.4g} expected FocusPixels per MP or more, by "
+        f"{floor.sample} images: {floor.expected / 1e6:.4g} MP in all, {floor.coarse / 1e6:.4g} MP "
+        "of them coarsest looks"
+    ]
+
+
 def route_pixels(row: ImageRow, route: Route, plan: Plan) -> float:
     """Network px of one image that a stage forwards, without the overlap of tiles."""
     chips = [
@@ -78,7 +205,7 @@ def route_pixels(row: ImageRow, route: Route, plan: Plan) -> float:
 
 
 def estimate_seconds(
-    images: int, sample: Sample, pools: Sequence[PoolPlan], plan: Plan, cluster_cpus: float
+    images: int, sample: Sample, pools: Sequence[StageLayout], plan: Plan, cluster_cpus: float
 ) -> float:
     """Time of the graph for ``images`` if every actor is as fast as this process was.
 
@@ -99,7 +226,9 @@ def estimate_seconds(
     return max(spent)
 
 
-def describe(config: IndexConfig, plan: Plan, pools: Sequence[PoolPlan], images: int) -> list[str]:
+def describe(
+    config: IndexConfig, plan: Plan, pools: Sequence[StageLayout], images: int
+) -> list[str]:
     """Source, scales, lanes and pools, a line each."""
     plan_name = "fused" if config.is_fused else "staged"
     lines = [
@@ -163,7 +292,7 @@ def _sides(scale: Scale) -> str:
     return f"min_side {scale.min_side}, max_side {scale.max_side}"
 
 
-def _pool(planned: PoolPlan, plan: Plan) -> str:
+def _pool(planned: StageLayout, plan: Plan) -> str:
     low, high = planned.route.pool.actor_range
     actors = f"{low} to {high} actors" if high > low else f"{low} actor{'s' * (low > 1)}"
     needs = {name: value for name, value in planned.needs.items() if value}

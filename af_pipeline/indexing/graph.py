@@ -21,7 +21,7 @@ from pyarrow import fs
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.datasource import Datasink
 
-from af_pipeline.indexing.pools import PoolPlan, stage_plan
+from af_pipeline.indexing.pools import Route, StageLayout, stage_plan
 from af_pipeline.indexing.stages import (
     STACK,
     CoarseStage,
@@ -31,8 +31,8 @@ from af_pipeline.indexing.stages import (
     StageSettings,
     stage_class,
 )
-from af_pipeline.output.folder import RunFolder
-from af_pipeline.settings.index import IndexConfig
+from af_pipeline.output.folder import OutputFolder
+from af_pipeline.settings.ray import RayConfig
 
 CPUS_PER_WRITER = 8
 STACKED_BY_ONE = 8  # detecting actors that one stacking actor keeps up with
@@ -42,7 +42,7 @@ FAULTS: dict[str, Any] = {"max_task_retries": 1, "max_restarts": -1}
 class RowSink(Datasink[None]):
     """Writes finished rows as parts of rows/; a task that is tried again writes the same part."""
 
-    def __init__(self, folder: RunFolder, rows_per_part: int) -> None:
+    def __init__(self, folder: OutputFolder, rows_per_part: int) -> None:
         self.folder, self.rows_per_part = folder, rows_per_part
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> None:
@@ -57,11 +57,11 @@ class RowSink(Datasink[None]):
         return self.rows_per_part
 
 
-def set_context(config: IndexConfig) -> None:
+def set_context(config: RayConfig) -> None:
     """Ray Data settings of this driver for the graphs to come."""
     context = DataContext.get_current()
     context.target_max_block_size = None
-    context.wait_for_min_actors_s = config.ray.wait_for_actors_s
+    context.wait_for_min_actors_s = config.wait_for_actors_s
     context.max_errored_blocks = -1  # lost blocks run again
     context.execution_no_progress_timeout_s = -1  # nodes of a growing cluster may take hours
     context.enable_progress_bars = False  # the run shows its own, with images and errors
@@ -76,11 +76,11 @@ def set_context(config: IndexConfig) -> None:
 
 
 def build_graph(
-    config: IndexConfig,
+    config: RayConfig,
     parts: Sequence[str],
     filesystem: fs.FileSystem,
     settings: StageSettings,
-    pools: Sequence[PoolPlan],
+    pools: Sequence[StageLayout],
     alone: bool,
 ) -> Dataset:
     """The lazy dataset from the lists of images to do to finished rows; nothing runs yet.
@@ -88,20 +88,19 @@ def build_graph(
     ``alone``: one image a block, and none waits at an actor that works on another: a task that
     waits there spends its retries when the actor dies of the other.
     """
-    cpus = config.ray.task_cpus
-    rows_per_block = 1 if alone else config.ray.rows_per_block
+    cpus = config.task_cpus
+    rows_per_block = 1 if alone else config.rows_per_block
     in_flight = 1 if alone else None
     settings = replace(settings, alone=alone)
     rows = ray.data.read_parquet(
         list(parts), filesystem=filesystem, partitioning=None, num_cpus=cpus
     )
     rows = rows.repartition(target_num_rows_per_block=rows_per_block)
-    uses_gpus = any(planned.route.pool.num_gpus for planned in pools)
-    for planned in pools:
+    for planned, (kind, own) in zip(pools, detecting_stages(settings, pools), strict=True):
         low, high = planned.route.pool.actor_range
         rows = rows.map_batches(
-            stage_class(_base(planned), planned.route.name),
-            fn_constructor_args=(_own(settings, planned, uses_gpus),),
+            stage_class(kind, planned.route.name),
+            fn_constructor_args=(own,),
             batch_format="pyarrow",
             batch_size=rows_per_block,
             compute=ActorPoolStrategy(
@@ -121,18 +120,26 @@ def build_graph(
     )
 
 
-def stage_names(pools: Sequence[PoolPlan]) -> list[str]:
+def stage_names(pools: Sequence[StageLayout]) -> list[str]:
     """The stages of the graph that count what they do, in order."""
     return [*(planned.route.name for planned in pools), STACK]
 
 
-def _base(planned: PoolPlan) -> type:
-    if planned.route.scale is None:
+def detecting_stages(
+    settings: StageSettings, pools: Sequence[StageLayout]
+) -> list[tuple[type[DetectStage], StageSettings]]:
+    """The class and the settings of each detecting stage, in the order of the graph."""
+    uses_gpus = any(planned.route.pool.num_gpus for planned in pools)
+    return [(_kind(planned.route), _own(settings, planned, uses_gpus)) for planned in pools]
+
+
+def _kind(route: Route) -> type[DetectStage]:
+    if route.scale is None:
         return FusedStage
-    return CoarseStage if planned.route.scale == 0 else DetectStage
+    return CoarseStage if route.scale == 0 else DetectStage
 
 
-def _own(settings: StageSettings, planned: PoolPlan, uses_gpus: bool) -> StageSettings:
+def _own(settings: StageSettings, planned: StageLayout, uses_gpus: bool) -> StageSettings:
     route, detector = planned.route, settings.detector
     if uses_gpus and not route.pool.num_gpus:
         # Else it would take the first card of its node, which Ray has given to others.
@@ -149,11 +156,11 @@ def _own(settings: StageSettings, planned: PoolPlan, uses_gpus: bool) -> StageSe
     )
 
 
-def _actors(pools: Sequence[PoolPlan]) -> int:
+def _actors(pools: Sequence[StageLayout]) -> int:
     return sum(planned.route.pool.actor_range[1] for planned in pools)
 
 
-def run_graph(rows: Dataset, folder: RunFolder, images_per_file: int, task_cpus: float) -> None:
+def run_graph(rows: Dataset, folder: OutputFolder, images_per_file: int, task_cpus: float) -> None:
     """Execute the graph into rows/*.parquet of ``folder``.
 
     Few write at a time: a burst would start a process of 110 MB for each of its tasks.

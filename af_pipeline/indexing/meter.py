@@ -1,20 +1,28 @@
 """What the stages of a graph did: images, chips, batches, busy and idle time, queues.
 
-Every stage counts for itself and sends its sums to one small actor, `Counter`, once a block.
+Every stage counts for itself and sends its sums to one small actor, `Counter`, once a block; a
+thread of the driver shows them.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Lock
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from af_pipeline.core.cascade import Prediction, Predictor
 from af_pipeline.core.lanes import Lane, canvas_sides
@@ -23,9 +31,17 @@ from af_pipeline.core.plan import Plan
 JUDGED_FROM = 200  # images from which on the share of failed ones counts
 FAULTS_AN_ACTOR = 5  # restarts with which a passing fault of a device is over, or none is
 MOST_KINDS = 1_000  # bounds the memory of the counter
+REFRESH_S = 0.5
+COUNTER: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+LINE_EVERY_S = 10.0  # between progress lines where the output is no terminal
+STOPPED = "the graph stopped: {}; run the same command again to go on from here"
 
 # Kinds of error -> how many images have it, and "image_id: message" of one of them.
 ErrorKinds = dict[str, tuple[int, str]]
+
+
+class GraphError(RuntimeError):
+    """The graph stopped before its end; what is done is kept."""
 
 
 class MeteredPredictor:
@@ -39,7 +55,7 @@ class MeteredPredictor:
     def __init__(self, predict: Predictor, plan: Plan) -> None:
         self.predict, self.plan = predict, plan
         self.spread = getattr(predict, "spread", map)
-        self.lock = Lock()
+        self.lock = threading.Lock()
         self.sums = {"forwards": 0.0, "chips": 0.0, "fill": 0.0, "room": 0.0}
 
     def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> Sequence[Prediction]:
@@ -130,9 +146,8 @@ class StageSums:
     reason: str = ""
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Counter:
-    """Images, errors and detections that left the graph, and the sums of its stages.
+    """Images, errors and detections that left the graph, and the sums of its stages; an actor.
 
     A block that is tried again counts again; after the death of its process, which must not end
     the run, it counts from nothing. ``stages``: names in the order of the graph.
@@ -260,3 +275,87 @@ def stage_record(name: str, stage: StageSums) -> dict[str, Any]:
     room = sums.get("room", 0.0)
     record["batch_fill"] = round(sums["fill"] / room, 3) if room else None
     return record
+
+
+@contextmanager
+def shown_progress(total: int, stages: Sequence[str], console: Console) -> Iterator[Any]:
+    """Yield the handle of a `Counter` of ``stages`` and show its counts until the block ends."""
+    # Beside the driver: a counter on a worker node would go down with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    held = ray.put(list(stages))
+    # Ray says once a process, on stderr and past Python's logging, that an actor which may restart
+    # has arguments in the object store. Ray Data starts all of its actors so, and holds the objects
+    # as long as a graph runs, so that there is nothing to do about it: said here, to nobody.
+    with _no_stderr():
+        kind: Any = ray.remote(**COUNTER)(Counter)
+        counter = kind.options(scheduling_strategy=here).remote(held)
+    ended = threading.Event()
+    show = _show_bar if console.is_terminal else _show_lines
+    thread = threading.Thread(target=show, args=(counter, total, ended, console), daemon=True)
+    thread.start()
+    try:
+        yield counter
+    finally:
+        ended.set()
+        thread.join()
+        ray.kill(counter)
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Let what this process writes to stderr go nowhere, that of libraries in C++ too."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _read(counter: Any, total: int) -> tuple[int, int, int]:
+    images, errors, detections = ray.get(counter.read.remote())
+    return min(images, total), errors, detections
+
+
+def _show_bar(counter: Any, total: int, ended: threading.Event, console: Console) -> None:
+    columns = (
+        TextColumn("indexing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[found]}"),
+    )
+    began = time.perf_counter()
+    with Progress(*columns, console=console, transient=False) as bar:
+        task = bar.add_task("", total=total, rate="", found="")
+        while True:
+            last = ended.wait(REFRESH_S)
+            images, errors, detections = _read(counter, total)
+            rate = images / (time.perf_counter() - began)
+            found = f"{detections} detections, {errors} errors"
+            bar.update(task, completed=images, rate=f"{rate:.2f} images/s", found=found)
+            if last:
+                return
+
+
+def _show_lines(counter: Any, total: int, ended: threading.Event, console: Console) -> None:
+    began, shown = time.perf_counter(), -1
+    while True:
+        last = ended.wait(LINE_EVERY_S)
+        images, errors, detections = _read(counter, total)
+        seconds = time.perf_counter() - began
+        if images != shown or not last:
+            rate = images / seconds
+            left = f"{(total - images) / rate:.0f} s left" if images else "starting"
+            console.print(
+                f"indexing {images}/{total}  {rate:.2f} images/s  {left}  "
+                f"{detections} detections, {errors} errors",
+                highlight=False,
+            )
+            shown = images
+        if last:
+            return

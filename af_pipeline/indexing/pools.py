@@ -33,7 +33,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class PoolPlan:
+class StageLayout:
     """A route with its share of the cluster: CPUs and torch threads per actor."""
 
     route: Route
@@ -104,7 +104,7 @@ def _side(pool: PoolConfig) -> int:
     return pool.max_side or 0
 
 
-def plan_pools(config: IndexConfig, plan: Plan, cluster: Mapping[str, float]) -> list[PoolPlan]:
+def plan_pools(config: IndexConfig, plan: Plan, cluster: Mapping[str, float]) -> list[StageLayout]:
     """The stages with their share of the cluster, whose resources are given by name.
 
     CPUs and threads left at 0 are shared out. Raises ValueError where a chip would have no pool,
@@ -119,7 +119,7 @@ def plan_pools(config: IndexConfig, plan: Plan, cluster: Mapping[str, float]) ->
     share = 1.0 if config.ray.elastic else min(1.0, max(0.0, 0.9 * (cpus - own)) / most)
     threads = max(1, int(cpus // most))
     pools = [
-        PoolPlan(route, route.pool.num_cpus or share, route.pool.threads or threads)
+        StageLayout(route, route.pool.num_cpus or share, route.pool.threads or threads)
         for route in routes
     ]
     if not config.ray.elastic:
@@ -127,7 +127,7 @@ def plan_pools(config: IndexConfig, plan: Plan, cluster: Mapping[str, float]) ->
     return pools
 
 
-def _check_fit(pools: Sequence[PoolPlan], cluster: Mapping[str, float], own: float) -> None:
+def _check_fit(pools: Sequence[StageLayout], cluster: Mapping[str, float], own: float) -> None:
     cpus = cluster.get("CPU", 0.0)
     needed = own + sum(p.route.pool.actor_range[0] * p.num_cpus for p in pools)
     if needed > cpus or any(p.num_cpus == 0 for p in pools):

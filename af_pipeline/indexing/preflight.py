@@ -12,7 +12,8 @@ from af_pipeline.data.sources.open import list_images
 from af_pipeline.data.storage import exists, is_local
 from af_pipeline.indexing.pools import routes_of
 from af_pipeline.models.info import checkpoint_hash, load_info
-from af_pipeline.output.folder import OutputError, RunFolder, reaching
+from af_pipeline.output.folder import OutputFolder
+from af_pipeline.output.place import OutputError, reaching
 from af_pipeline.settings.guarantee import check_guarantee
 from af_pipeline.settings.index import IndexConfig, OutputConfig, SourceConfig
 from af_pipeline.settings.modes import build_plan
@@ -62,7 +63,7 @@ def check_output(output: OutputConfig) -> None:
     """
     if not output.uri:
         raise OutputError("no output: give --set output.uri=DIRECTORY")
-    folder = RunFolder.at(output.uri, output.storage)
+    folder = OutputFolder.at(output.uri, output.storage)
     with reaching(folder.uri):
         if is_local(folder.system):
             place = Path(folder.root)

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from af_pipeline.core.schema import MANIFEST
-from af_pipeline.output.folder import RunFolder
-from af_pipeline.output.sql import connect, quoted, scan
+from af_pipeline.output.folder import OutputFolder
+from af_pipeline.output.tables import connect, quoted, scan
 
 PART_ROWS = 20_000  # images in one part of the list: what one read task of the graph yields
 LISTED = pa.schema(
@@ -31,7 +31,7 @@ LISTED = pa.schema(
 
 
 @dataclass(frozen=True)
-class Done:
+class Finished:
     """What rows/ holds once it is settled.
 
     ``ids``: a Parquet file, the rows of which name each image once where not ``taken``;
@@ -46,16 +46,16 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Todo:
+class Pending:
     """Images to do: the parts of their list in the run's folder."""
 
     parts: list[str]
     images: int
 
 
-def settle(
-    folder: RunFolder, manifest: Path, redo_errors: bool = False, redo_changed: bool = False
-) -> Done:
+def finished_ids(
+    folder: OutputFolder, manifest: Path, redo_errors: bool = False, redo_changed: bool = False
+) -> Finished:
     """List what rows/ holds, beside ``manifest``; every image stands in rows/ once afterwards.
 
     Damaged parts are put aside. A worker that outlived its killed driver may write an image that
@@ -91,10 +91,10 @@ def settle(
     kept = [part for part in left.values() if part]
     for part in set(parts) - set(kept):  # at the end: what is written again may be another part
         folder.system.rm_file(part)
-    return Done(ids, kept, damaged, count)
+    return Finished(ids, kept, damaged, count)
 
 
-def _list_rows(folder: RunFolder, path: Path) -> tuple[list[str], int]:
+def _list_rows(folder: OutputFolder, path: Path) -> tuple[list[str], int]:
     """Write a table of `LISTED`: the whole parts of rows/, and how many others were put aside."""
     parts: list[str] = []
     damaged = 0
@@ -111,21 +111,21 @@ def _list_rows(folder: RunFolder, path: Path) -> tuple[list[str], int]:
     return parts, damaged
 
 
-def write_todo(folder: RunFolder, manifest: Path, done: Done) -> Todo:
+def write_pending(folder: OutputFolder, manifest: Path, done: Finished) -> Pending:
     """Write the images of ``manifest`` that are not in ``done`` to the run's folder, in order."""
     parts: list[str] = []
     images = 0
     folder.make_directory("todo")
-    for table in left_to_do(manifest, done):
+    for table in pending(manifest, done):
         # Names that no other start uses: its graph may still be reading its own.
         name = f"todo/{time.time_ns():x}-{len(parts):05d}.parquet"
         folder.write_table(name, table)
         parts.append(folder.path(name))
         images += table.num_rows
-    return Todo(parts, images)
+    return Pending(parts, images)
 
 
-def left_to_do(manifest: Path, done: Done) -> Iterator[pa.Table]:
+def pending(manifest: Path, done: Finished) -> Iterator[pa.Table]:
     """Tables of `MANIFEST` of what is in ``manifest`` and not in ``done``, in order."""
     with connect(manifest.parent) as connection:
         reader = connection.sql(

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -23,16 +23,18 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from af_pipeline.core.budget import BudgetRule
 from af_pipeline.core.cascade import Predictor, advance, look, pending_pixels, stack, start_row
+from af_pipeline.core.chipping import next_chips
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.schema import ImageRow, rows_to_table, table_to_rows
+from af_pipeline.core.views import forward_pixels
 from af_pipeline.data.access import LOCAL, SourceError, Storage
 from af_pipeline.data.secrets import redact_text
 from af_pipeline.data.storage import read_bytes
 from af_pipeline.images.decode import DecodeError, decode_image, image_size
 from af_pipeline.images.depth import BY_TYPE, DepthConfig
-from af_pipeline.indexing.lost_blocks import GraphError
-from af_pipeline.indexing.meter import ErrorKinds, MeteredPredictor, StageMeter
+from af_pipeline.indexing.meter import ErrorKinds, GraphError, MeteredPredictor, StageMeter
 
 STACK = "Stack"
 NUMBER = re.compile(r"\d+")
@@ -148,7 +150,7 @@ class DetectStage:
                 _restore(row, state)
             if len(rows) == 1:
                 self.check_detector()
-                fail(rows[0], f"detection at scale {scale} failed: {error!r}")
+                mark_failed(rows[0], f"detection at scale {scale} failed: {error!r}")
                 return
             for row in rows:
                 self.look_safely([row], scale)
@@ -184,7 +186,7 @@ class CoarseStage(DetectStage):
         try:
             data = read_bytes(row.uri, self.settings.storage)
         except SourceError as error:
-            fail(row, str(error))
+            mark_failed(row, str(error))
             return None
         row.bytes = len(data)
         return data
@@ -205,10 +207,10 @@ class CoarseStage(DetectStage):
         try:
             image = decode_image(data, self.settings.max_pixels, self.settings.depth)
         except DecodeError as error:
-            fail(row, str(error))
+            mark_failed(row, str(error))
             return error.__cause__ if isinstance(error.__cause__, MemoryError) else None
         except Exception as error:
-            fail(row, f"cannot decode: {error!r}")
+            mark_failed(row, f"cannot decode: {error!r}")
             return None
         row.ledger.decode_ms = (time.perf_counter() - began) * 1000
         return image
@@ -224,6 +226,47 @@ class FusedStage(CoarseStage):
             sizes = [pending_pixels(row, scale, self.plan) for row in left]
             for group in groups_within(sizes, GROUP_PIXELS):
                 self.look_safely([left[i] for i in group], scale)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """One image: ``coarse`` network px of the coarsest look; of each chip the network px and the
+    effective gain per megapixel, the least of its own and of those it was cut from."""
+
+    coarse: int
+    costs: tuple[int, ...] = ()
+    gains: tuple[float, ...] = ()
+
+
+class SampleStage(CoarseStage):
+    """Takes every chip of an image, whatever it costs; what they are worth is kept."""
+
+    def __init__(self, settings: StageSettings) -> None:
+        unlimited = replace(settings.plan, budget=BudgetRule())
+        super().__init__(replace(settings, name="sample", plan=unlimited))
+        self.worths: list[Worth] = []
+
+    def look_through(self, rows: Sequence[ImageRow]) -> None:
+        """All scales of each image."""
+        for row in rows:
+            try:
+                self.worths.append(self._worth(row))
+            except Exception as error:
+                self.check_detector()
+                mark_failed(row, f"detection failed: {error!r}")
+
+    def _worth(self, row: ImageRow) -> Worth:
+        gains, costs = [float("inf")], [self._cost(row, 0)]
+        for scale in range(len(self.plan.scales)):
+            look([row], scale, self.plan, self.predict)
+            for one in next_chips(row, scale, self.plan):
+                costs.append(self._cost(row, len(costs)))
+                gains.append(min(one.gain / max(costs[-1], 1) * 1e6, gains[one.parent]))
+        return Worth(costs[0], tuple(costs[1:]), tuple(gains[1:]))
+
+    def _cost(self, row: ImageRow, index: int) -> int:
+        chip = row.chips[index]
+        return forward_pixels(row, chip.scale, chip.box, self.plan)
 
 
 def groups_within(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
@@ -261,7 +304,7 @@ def _restore(row: ImageRow, state: tuple[Any, ...]) -> None:
     vars(row.ledger).update(ledger)
 
 
-def fail(row: ImageRow, message: str) -> None:
+def mark_failed(row: ImageRow, message: str) -> None:
     """Mark a row as failed: one line of reason, no detections, no chips."""
     fresh = ImageRow(row.image_id, row.uri)
     text = redact_text(" ".join(message.split()))[:500].encode(errors="backslashreplace").decode()
@@ -297,7 +340,7 @@ class StackStage:
             try:
                 stack(row, self.plan.stack)
             except Exception as error:
-                fail(row, f"stacking failed: {error!r}")
+                mark_failed(row, f"stacking failed: {error!r}")
         self.meter.end({})
         if self.counter is not None:
             found = sum(len(row.detections) for row in rows)

@@ -21,7 +21,7 @@ from ray.data._internal.execution.backpressure_policy import (
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 
-from af_pipeline.indexing.lost_blocks import STOPPED, GraphError
+from af_pipeline.indexing.meter import STOPPED, GraphError
 
 LOOK_EVERY_S = 1.0
 BLOCKS_AHEAD = 1_000  # what a stage may have waiting before the next one
@@ -56,15 +56,20 @@ class Watch(ExecutionCallback):
             self.asked = self.counter.verdict.remote(self.max_error_rate, self.done)
         if not ray.wait([self.asked], timeout=0)[0]:
             return
-        fault, errors = ray.get(self.asked)
+        verdict = ray.get(self.asked)
         self.asked, self.next_look = None, time.monotonic() + LOOK_EVERY_S
-        if fault:
-            raise GraphError(STOPPED.format(fault))
-        if errors:
-            raise TooManyErrors(
-                f"{errors}; mend the cause and run the same command again, which tries failed "
-                "images again, or raise max_error_rate"
-            )
+        heed(*verdict)
+
+
+def heed(fault: str, errors: str) -> None:
+    """End the graph where `meter.Counter.verdict` says so."""
+    if fault:
+        raise GraphError(STOPPED.format(fault))
+    if errors:
+        raise TooManyErrors(
+            f"{errors}; mend the cause and run the same command again, which tries failed images "
+            "again, or raise max_error_rate"
+        )
 
 
 class FewAhead(BackpressurePolicy):

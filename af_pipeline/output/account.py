@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,10 +11,8 @@ from typing import Any
 
 from af_pipeline.config import config_hash, dump_config
 from af_pipeline.core.budget import Floor
-from af_pipeline.core.plan import Plan
 from af_pipeline.data.secrets import redact_tree
-from af_pipeline.output.folder import DAMAGED, RUN_FILE, RunFolder
-from af_pipeline.output.publish import Totals
+from af_pipeline.output.tables import Totals
 from af_pipeline.settings.guarantee import NOT_IN_ROWS, guarantee_record
 from af_pipeline.settings.index import IndexConfig
 
@@ -57,44 +56,43 @@ class Outcome:
         """Share of images that failed."""
         return self.totals.errors / max(1, self.totals.images)
 
+    def record(self, damaged: Sequence[str]) -> dict[str, Any]:
+        """What run.json says of it; ``damaged``: parts of rows/ that were put aside."""
+        return {
+            "totals": asdict(self.totals),
+            "skipped": self.skipped,
+            "damaged": list(damaged),
+            "wall_seconds": round(self.seconds, 3),
+            "stages": self.stages,
+            "budget": self.budget,
+        }
+
 
 def budget_record(
-    config: IndexConfig, plan: Plan, floor: Floor | None, totals: Totals
+    limit: dict[str, Any] | None, floor: Floor | None, totals: Totals
 ) -> dict[str, Any] | None:
-    """What was allowed and what became of it, network px; None: there was no budget."""
-    if plan.budget is None:
+    """What was allowed and what became of it, network px; ``limit`` None: there was no budget."""
+    if limit is None:
         return None
     return {
-        "pixels": config.focus.budget,
-        "per": config.focus.budget_per,
+        **limit,
         **(asdict(floor) if floor else {}),
         "spent": totals.pixels_processed + totals.pixels_padded,
         "chips_refused": totals.chips_refused,
     }
 
 
-def write_run(
-    config: IndexConfig, folder: RunFolder, outcome: Outcome, identity: dict[str, Any]
-) -> None:
-    """Write run.json, the last file of a run."""
-    folder.write_json(
-        RUN_FILE,
-        {
-            "run_id": folder.run_id,
-            "config": redact_tree(dump_config(config)),
-            "config_hash": config_hash(config, NOT_IDENTITY),
-            "checkpoint_hash": identity["detector"],
-            "class_names": identity["class_names"],
-            "libraries": {"python": platform.python_version()} | _versions(),
-            "totals": asdict(outcome.totals),
-            "skipped": outcome.skipped,
-            "damaged": [path.rpartition("/")[2] for path in folder.parts(DAMAGED)],
-            "wall_seconds": round(outcome.seconds, 3),
-            "stages": outcome.stages,
-            "budget": outcome.budget,
-            "guarantee": guarantee_record(config),
-        },
-    )
+def describe_run(config: IndexConfig, run_id: str, identity: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says of a run before it begins."""
+    return {
+        "run_id": run_id,
+        "config": redact_tree(dump_config(config)),
+        "config_hash": config_hash(config, NOT_IDENTITY),
+        "checkpoint_hash": identity["detector"],
+        "class_names": identity["class_names"],
+        "libraries": {"python": platform.python_version()} | _versions(),
+        "guarantee": guarantee_record(config),
+    }
 
 
 def _versions() -> dict[str, str]:

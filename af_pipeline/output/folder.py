@@ -1,38 +1,40 @@
-"""The output directory of an index run, local or remote: its files, and what is in them.
+"""The output folder of a job, local or remote: whose it is, its files, and what is in them.
 
-rows/ is the truth: one row an image, written by the graph. The flat tables are derived from it
-(`af_pipeline.output.publish`) and may be derived again at any time. A part of rows/ is named after
-the digest of its bytes, so that no damage to it goes unseen: checksums of Parquet's pages leave
-out its headers and its footer, and rows were lost or changed in silence there.
+rows/ of an index run is the truth: one row an image, written by the graph. The flat tables are
+derived from it (`af_pipeline.output.tables`) and may be derived again at any time. A part of rows/
+is named after the digest of its bytes, so that no damage to it goes unseen: checksums of Parquet's
+pages leave out its headers and its footer, and rows were lost or changed in silence there.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
-import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError, ClientError
-from pyarrow import fs
 
 from af_pipeline.config import tree_differences
-from af_pipeline.core.schema import STORED_ROW, ImageRow, rows_to_table, table_to_rows
-from af_pipeline.data.access import LOCAL, SourceError, Storage, reading_error
-from af_pipeline.data.storage import filesystem, is_local, json_object
+from af_pipeline.core.schema import STORED_ROW
+from af_pipeline.data.access import LOCAL, SourceError, Storage
+from af_pipeline.data.storage import filesystem, is_local
+from af_pipeline.output.place import (
+    GO_ON,
+    PARTIAL,
+    UNWRITABLE,
+    OutputError,
+    OutputLostError,
+    Place,
+    parquet_bytes,
+    unwritable,
+)
 
 ROWS_PER_BATCH = 2_000  # images held in memory while publishing
 PLAN_FILE = "plan.json"  # what the run was started with; there from the start
@@ -40,41 +42,7 @@ RUN_FILE = "run.json"  # totals; written last
 OWNER_FILE = "owner.json"  # the start that goes on at the moment
 DAMAGED = "damaged"  # parts of rows/ that were put aside
 FOLDERS = ("rows", "todo", "detections", "images", "chips", DAMAGED)
-PARTIAL = ".partial"  # what a file is called while it is written, on a file system
 READERS = 8  # parts read at a time, each whole in memory
-GO_ON = "run the same command again to go on from here"
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # and so it will stay
-
-
-class OutputError(ValueError):
-    """The output directory cannot be used; the message says how to go on."""
-
-
-class OutputLostError(OSError):
-    """The output is another start's, gone or full: a run that goes on writes to it in vain."""
-
-
-@contextmanager
-def reaching(uri: str, kind: type[Exception] = OutputError) -> Iterator[None]:
-    """Turn what a storage driver raises into one line; credentials in it are blotted out."""
-    try:
-        yield
-    except SourceError:
-        raise  # it names its own place
-    except OutputLostError as error:
-        raise kind(str(error)) from error
-    except duckdb.Error as error:
-        detail = " ".join(str(error).split())
-        raise kind(f"comparing ids on this machine's disk failed: {detail}") from error
-    except (OSError, BotoCoreError, ClientError) as error:
-        if getattr(error, "errno", None) in UNWRITABLE:
-            raise kind(_unwritable(f"{uri} or {tempfile.gettempdir()}", error)) from error
-        raise kind(f"output: {reading_error(uri, error)}; {GO_ON}") from error
-
-
-def _unwritable(place: str, error: Any) -> str:
-    reason = os.strerror(error.errno).lower()
-    return f"cannot write to {place}: {reason}; once that is mended, {GO_ON}"
 
 
 def digest(data: bytes) -> str:
@@ -83,47 +51,42 @@ def digest(data: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """Files of one run. ``system``: fsspec; ``root``: the directory as it knows it.
+class OutputFolder(Place):
+    """A folder and the work whose it is.
 
     ``run_id`` is how the names of its parts of rows/ begin. ``start`` is the token of the start
     that opened it, "" where nothing is written for a run: a worker that outlives its driver, or a
-    second driver, is stopped by it.
+    second driver, is stopped by it. ``work``, ``setting``: what is kept there and what names the
+    folder, for messages.
     """
 
-    uri: str
-    system: Any
-    root: str
     run_id: str = ""
     start: str = ""
+    work: str = "run"
+    setting: str = "output.uri"
 
     @classmethod
-    def at(cls, uri: str, storage: Storage = LOCAL, run_id: str = "") -> RunFolder:
-        """The folder that ``output.uri`` names; it need not exist.
+    def at(cls, uri: str, storage: Storage = LOCAL, **more: str) -> OutputFolder:
+        """The folder at ``uri``, which need not exist, with ``more`` of the fields.
 
         Raises SourceError or OutputError for a place that cannot be one.
         """
         system, root = filesystem(uri, storage)
         if is_local(system):
-            return cls(root, system, root.rstrip("/"), run_id)
+            return cls(root, system, root.rstrip("/"), **more)
         if any(sign in uri for sign in "*?["):  # removing would take them for patterns
             raise OutputError(f"{uri} holds one of * ? [: choose another output.uri")
-        return cls(uri.rstrip("/"), system, root.rstrip("/"), run_id)
+        return cls(uri.rstrip("/"), system, root.rstrip("/"), **more)
 
-    @property
-    def arrow(self) -> fs.FileSystem:
-        """The same place for pyarrow and Ray."""
-        if is_local(self.system):
-            return fs.LocalFileSystem()
-        return fs.PyFileSystem(fs.FSSpecHandler(self.system))
-
-    def path(self, *names: str) -> str:
-        """Where something of this run is."""
-        return "/".join((self.root, *names))
-
-    def exists(self, name: str) -> bool:
-        """Whether the run has this file."""
-        return bool(self.system.exists(self.path(name)))
+    @classmethod
+    def of_run(cls, uri: str | Path) -> OutputFolder:
+        """The folder of an index run, to read its tables; FileNotFoundError unless it is there."""
+        folder = cls.at(str(uri))
+        if not folder.system.isdir(folder.root):
+            raise FileNotFoundError(
+                f"{uri} is not a directory: give the output of a jobs/index.py run"
+            )
+        return replace(folder, uri=str(uri))
 
     def is_empty(self) -> bool:
         """Whether nothing is there but what `open` writes first, or not even the directory."""
@@ -137,10 +100,6 @@ class RunFolder:
         first = (OWNER_FILE, f"{OWNER_FILE}{PARTIAL}", f"{PLAN_FILE}{PARTIAL}")
         return left <= set(map(self.path, first))
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """The object in a JSON file of the run; SourceError where it is damaged."""
-        return json_object(self.system.cat_file(self.path(name)), f"{self.uri}/{name}")
-
     def plan(self) -> dict[str, Any]:
         """What the run in this folder was started with; empty: there is none."""
         if not self.exists(PLAN_FILE):
@@ -149,79 +108,52 @@ class RunFolder:
             return self.read_json(PLAN_FILE)
         except SourceError as error:
             raise OutputError(
-                f"{error}: put back a copy of it to resume its run, or choose another output.uri"
+                f"{error}: put back a copy of it to go on with its {self.work}, or choose another "
+                f"{self.setting}"
             ) from error
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write JSON so that the file is whole or not there."""
-        self.write_bytes(name, (json.dumps(content, indent=2) + "\n").encode())
+    # Whose it is
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file so that it is whole or not there."""
-        if is_local(self.system):
-            with _replacing(self.path(name)) as partial:
-                partial.write_bytes(data)
-        else:
-            self.system.pipe_file(self.path(name), data)
+    def check(self, identity: dict[str, Any], on_conflict: str = "refuse") -> bool:
+        """Whether work of this ``identity`` was begun here.
 
-    def write_file(self, name: str, path: Path) -> None:
-        """Copy a local file here so that it is whole or not there."""
-        if is_local(self.system):
-            with _replacing(self.path(name)) as partial:
-                shutil.copyfile(path, partial)
-        else:
-            self.system.put_file(str(path), self.path(name))
-
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Write a Parquet file so that it is whole or not there."""
-        self.write_bytes(name, _parquet(table))
-
-    def parts(self, name: str) -> list[str]:
-        """Parquet files of one of the run's directories, by name."""
-        self.system.invalidate_cache()
-        try:
-            listed = self.system.ls(self.path(name), detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(str(path) for path in listed if str(path).endswith(".parquet"))
-
-    def remove(self, name: str) -> None:
-        """Remove a file or directory of the run, if it is there."""
-        path = self.path(name)
-        if is_local(self.system):
-            if Path(path).is_dir():
-                shutil.rmtree(path)
-            Path(path).unlink(missing_ok=True)
-            return
-        with suppress(FileNotFoundError):
-            self.system.rm(path, recursive=True)
-
-    # What is in it
-
-    def check(self, identity: dict[str, Any], on_conflict: str = "refuse") -> None:
-        """Raise OutputError if another run or other files are here and are to stay."""
+        Raises OutputError if other work or other files are here and are to stay.
+        """
         plan = self.plan()
-        if plan.get("job") != identity["job"]:
+        if not plan or plan.get("job") != identity.get("job"):
             if plan or not self.is_empty():
                 raise OutputError(
-                    f"{self.uri} is not empty and holds no run: choose an empty output.uri"
+                    f"{self.uri} is not empty and holds no {self.work}: choose another "
+                    f"{self.setting}"
                 )
-            return
+            return False
         changes = tree_differences(plan, identity)
         if changes and on_conflict == "refuse":
-            if plan.get("schema") != identity["schema"]:
+            overwrite = (
+                ", or --set output.on_conflict=overwrite to remove it and begin anew"
+                if self.work == "run"
+                else ""
+            )
+            if plan.get("schema") != identity.get("schema"):
                 raise OutputError(
-                    f"{self.uri} holds a run of another version of this program: resume it with "
-                    "that, choose another output.uri, or --set output.on_conflict=overwrite to "
-                    "remove it and begin anew"
+                    f"{self.uri} holds a {self.work} of another version of this program: resume "
+                    f"it with that, or choose another {self.setting}{overwrite}"
                 )
             raise OutputError(
-                f"{self.uri} holds a run with another configuration ({'; '.join(changes[:5])}): "
-                "use the same settings to resume it, another output.uri for a new run, or "
-                "--set output.on_conflict=overwrite to remove it and begin anew"
+                f"{self.uri} holds a {self.work} with other settings ({'; '.join(changes[:5])}): "
+                f"use the same to go on with it, or choose another {self.setting}{overwrite}"
             )
+        return not changes
 
-    def open(self, identity: dict[str, Any], on_conflict: str = "refuse") -> RunFolder:
+    def claim(self, identity: dict[str, Any]) -> None:
+        """Keep the folder for work of this ``identity``, which one process does; errors as of
+        `check`."""
+        if not self.check(identity):
+            if is_local(self.system):
+                Path(self.root).mkdir(parents=True, exist_ok=True)
+            self.write_json(PLAN_FILE, identity)
+
+    def open(self, identity: dict[str, Any], on_conflict: str = "refuse") -> OutputFolder:
         """Start, or go on with, a run of this ``identity``; errors as of `check`.
 
         An earlier start that still runs stops at its next `check_owner`, its workers at the next
@@ -277,11 +209,6 @@ class RunFolder:
                 for path in Path(folder).glob(f"*{PARTIAL}"):
                     path.unlink()
 
-    def make_directory(self, name: str) -> None:
-        """Make a directory of the run; remote storage has none."""
-        if is_local(self.system):
-            Path(self.path(name)).mkdir(exist_ok=True)
-
     # Its rows
 
     def write_part(self, table: pa.Table) -> str:
@@ -291,19 +218,15 @@ class RunFolder:
         written either.
         """
         self.check_owner()
-        data = _parquet(table)
+        data = parquet_bytes(table)
         name = f"rows/{self.run_id}_{digest(data)}.parquet"
         try:
             self.write_bytes(name, data)
         except OSError as error:
             if error.errno in UNWRITABLE:
-                raise OutputLostError(_unwritable(self.uri, error)) from error
+                raise OutputLostError(unwritable(self.uri, error)) from error
             raise
         return self.path(name)
-
-    def append_rows(self, rows: Sequence[ImageRow]) -> None:
-        """`write_part` for rows."""
-        self.write_part(rows_to_table(rows, stored=True))
 
     def read_part(self, path: str) -> pq.ParquetFile | None:
         """A part of rows/; None: its bytes are not those that were written, or no `STORED_ROW`."""
@@ -335,6 +258,11 @@ class RunFolder:
         failed = pc.not_equal(table["error"], "")
         return table.select(["image_id", "version"]).append_column("failed", failed)
 
+    @property
+    def damaged(self) -> list[str]:
+        """Names of the parts of rows/ that were put aside."""
+        return [path.rpartition("/")[2] for path in self.parts(DAMAGED)]
+
     def put_aside(self, path: str) -> None:
         """Move a part of rows/ to where it is not read."""
         self.make_directory(DAMAGED)
@@ -349,11 +277,11 @@ class RunFolder:
         left = table.filter(pa.array([row not in rows for row in range(table.num_rows)]))
         return self.write_part(left) if left.num_rows else None
 
-    def read_rows(self, parts: Sequence[str]) -> Iterator[list[ImageRow]]:
+    def read_rows(self, parts: Sequence[str]) -> Iterator[pa.Table]:
         """All rows of these parts of rows/, some thousand at a time."""
         for path in parts:
             for batch in self._whole(path).iter_batches(ROWS_PER_BATCH):
-                yield table_to_rows(pa.Table.from_batches([batch]))
+                yield pa.Table.from_batches([batch])
 
     def _whole(self, path: str) -> pq.ParquetFile:
         file = self.read_part(path)
@@ -361,20 +289,50 @@ class RunFolder:
             raise OutputLostError(f"{path} was damaged while the run went on; {GO_ON}")
         return file
 
+    # The tables of a run
 
-@contextmanager
-def _replacing(path: str) -> Iterator[Path]:
-    """A path to write to, which then takes the place of ``path``."""
-    partial = Path(f"{path}{PARTIAL}")
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)  # it takes room where there may be none
-        raise
+    def run_record(self) -> dict[str, Any] | None:
+        """The content of run.json; None while the run is incomplete (it is written last)."""
+        return self.read_json(RUN_FILE) if self.exists(RUN_FILE) else None
 
+    def has_table(self, name: str) -> bool:
+        """Whether the run wrote this table (it may be empty)."""
+        return bool(self.system.isdir(self.path(name)))
 
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, write_page_checksum=True)
-    return sink.getvalue().to_pybytes()
+    def table(
+        self,
+        name: str,
+        columns: Sequence[str],
+        where: pc.Expression | None = None,
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Columns of the rows that pass ``where``, at most ``limit`` (file order).
+
+        A table without part files reads as zero rows with untyped columns. Raises
+        FileNotFoundError without the table; ValueError when a column is missing.
+        """
+        dataset = self._dataset(name)
+        if dataset is None:
+            return pa.table({column: pa.nulls(0) for column in columns})
+        missing = [column for column in columns if column not in dataset.schema.names]
+        if missing:
+            raise ValueError(
+                f"{self.uri}/{name} lacks the columns {', '.join(missing)}: "
+                "was it written by jobs/index.py?"
+            )
+        if limit is not None:
+            return dataset.head(limit, columns=list(columns), filter=where)
+        return dataset.to_table(columns=list(columns), filter=where)
+
+    def count(self, name: str, where: pc.Expression) -> int:
+        """Rows of a table that pass ``where``."""
+        dataset = self._dataset(name)
+        return 0 if dataset is None else int(dataset.count_rows(filter=where))
+
+    def _dataset(self, name: str) -> ds.Dataset | None:
+        if not self.has_table(name):
+            raise FileNotFoundError(
+                f"{self.uri} has no '{name}' folder: give the output of a jobs/index.py run"
+            )
+        files = self.parts(name)
+        return ds.dataset(files, filesystem=self.system, format="parquet") if files else None

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from af_pipeline.data.storage import read_bytes
 from af_pipeline.images.decode import MAX_PIXELS, decode_image, encode_jpeg
 from af_pipeline.images.depth import DepthConfig
-from af_pipeline.output.read import RunDir
+from af_pipeline.output.folder import OutputFolder
 from af_pipeline.reporting.page import Table, write_page
 
 Image = NDArray[np.uint8]  # [H, W, 3] RGB
@@ -122,8 +122,8 @@ def write_pictures(
     the run, or cannot be read now, are listed on the page with their error. Raises ValueError for
     an image_id that the run does not list.
     """
-    run = RunDir.open(out_dir)
-    record = run.manifest()
+    run = OutputFolder.of_run(out_dir)
+    record = run.run_record()
     known = record or {}
     chosen = _sample_ids(run, limit) if image_ids is None else list(image_ids)
     target.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def _covered(image: Image, chips: NDArray) -> NDArray[np.bool_]:
 
 
 def _drawings(
-    run: RunDir, record: Mapping[str, Any], row: Mapping[str, Any], max_side: int
+    run: OutputFolder, record: Mapping[str, Any], row: Mapping[str, Any], max_side: int
 ) -> dict[str, Drawing]:
     """What the run looked at in one image, where it chose, and what it found."""
     if row["status"] != "ok":
@@ -279,7 +279,7 @@ def _safe_stem(image_id: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[-80:]
 
 
-def _image_row(run: RunDir, image_id: str) -> dict[str, Any]:
+def _image_row(run: OutputFolder, image_id: str) -> dict[str, Any]:
     rows = run.table("images", _IMAGE_COLUMNS, where=ds.field("image_id") == image_id)
     if not rows.num_rows:
         raise ValueError(f"{run.uri} has no image '{image_id}': give an image_id of its images")
@@ -287,7 +287,7 @@ def _image_row(run: RunDir, image_id: str) -> dict[str, Any]:
     return row
 
 
-def _sample_ids(run: RunDir, limit: int) -> list[str]:
+def _sample_ids(run: OutputFolder, limit: int) -> list[str]:
     """Evenly spaced ids of ok images, of those with detections where there are any."""
     is_ok = ds.field("status") == "ok"
     for where in (is_ok & (ds.field("num_detections") > 0), is_ok):

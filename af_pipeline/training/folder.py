@@ -12,13 +12,11 @@ from typing import Any
 
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME as LIST_FILE
 
-from af_pipeline.config import dump_without, tree_differences
-from af_pipeline.data.access import SourceError
+from af_pipeline.config import dump_without
 from af_pipeline.data.annotations.dataset import AnnotatedDataset
-from af_pipeline.data.storage import json_object
+from af_pipeline.output.folder import OutputFolder
 from af_pipeline.settings.train import TrainConfig
 
-PLAN_FILE = "plan.json"
 KEPT_FILE = "checkpoints.kept.json"  # Ray Train's list of checkpoints as it was before the last one
 
 # Free to differ when a run goes on: where and how it runs, how long, how it is judged.
@@ -46,30 +44,8 @@ def claim_folder(folder: Path, config: TrainConfig, dataset: AnnotatedDataset) -
 
     Raises ValueError where the folder holds another training or other files.
     """
-    wanted = identity(config, dataset)
-    plan = folder / PLAN_FILE
-    if not plan.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(
-                f"{folder} is not empty and holds no training: choose another run.name"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = plan.with_suffix(".partial")
-        partial.write_text(json.dumps(wanted, indent=2) + "\n")
-        partial.replace(plan)
-        return
-    try:
-        there = json_object(plan.read_bytes(), str(plan))
-    except SourceError as error:
-        raise ValueError(
-            f"{error}: put back a copy of it to go on with its training, or choose another run.name"
-        ) from error
-    changes = tree_differences(there, wanted)
-    if changes:
-        raise ValueError(
-            f"{folder} holds a training with other settings ({'; '.join(changes[:5])}): use the "
-            "same to go on with it, another run.name for a new one, or remove the folder"
-        )
+    place = OutputFolder.at(str(folder), work="training", setting="run.name")
+    place.claim(identity(config, dataset))
 
 
 def identity(config: TrainConfig, dataset: AnnotatedDataset) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from af_pipeline.core.cascade import run_cascade
-from af_pipeline.core.schema import ImageRow
+from af_pipeline.core.schema import ImageRow, rows_to_table
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
 from af_pipeline.evaluation.coco import evaluate_detections
 from af_pipeline.models.detector import Detector
@@ -58,7 +58,8 @@ def score(found: Sequence[Found], dataset: AnnotatedDataset) -> dict[str, float]
         raise BrokenImageError("no image of data.val can be used: see jobs/train.py --check")
     rows = [row for row, _ in found]
     truth = dataset.with_images([image for _, image in found])
-    overall = evaluate_detections(truth, detections_table(rows, truth.class_names)).overall
+    table = detections_table(rows_to_table(rows, stored=True), truth.class_names)
+    overall = evaluate_detections(truth, table).overall
     processed = sum(sum(row.ledger.pixels) for row in rows)
     pyramid = sum(row.ledger.pixels_pyramid for row in rows)
     scores = {f"val_{name}": overall[name] or 0.0 for name in ("AP", "AP50")}

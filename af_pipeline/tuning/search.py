@@ -23,7 +23,7 @@ import numpy as np
 from af_pipeline.core.boxes import iou_matrix
 from af_pipeline.core.focus import ChipRule
 from af_pipeline.core.plan import Plan
-from af_pipeline.core.schema import Detections, ImageRow
+from af_pipeline.core.schema import Detections, ImageRow, rows_to_table
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
 from af_pipeline.evaluation.coco import SCORE_NAMES, evaluate_detections
 from af_pipeline.output.tables import detections_table
@@ -138,7 +138,8 @@ class Reference:
         lost = np.array([self.lost(*pair) or 0.0 for pair in zip(rows, wanted, strict=True)])
         scores: dict[str, float | None] = dict.fromkeys(SCORE_NAMES)
         if self.truth is not None:
-            scores = evaluate_detections(self.truth, detections_table(rows, self.names)).overall
+            table = detections_table(rows_to_table(rows, stored=True), self.names)
+            scores = evaluate_detections(self.truth, table).overall
         recall = 1 - float((lost * counts).sum() / max(1.0, counts.sum()))
         return {**scores, "recall": recall, "pixels": mean_pixels(rows)}
 

@@ -5,7 +5,6 @@ Source: AutoFocus (ICCV 2019) §5.2 to §5.4; the guarantee is `af_pipeline.sett
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from af_pipeline.core.schema import ImageRow
 from af_pipeline.data.secrets import redact_tree
 from af_pipeline.models.info import checkpoint_hash, load_info
 from af_pipeline.models.predictor import load_predictor
+from af_pipeline.output.folder import OutputFolder
 from af_pipeline.settings.guarantee import FREE, settings_hash, statement
 from af_pipeline.settings.index import GuaranteeConfig, IndexConfig
 from af_pipeline.settings.modes import build_plan
@@ -149,17 +149,7 @@ def _open_folder(rule: TuneRule, config: IndexConfig, sample: TuneSample) -> Non
         "calibration": [image.image_id for image in sample.calibration],
         "ground_truth": rule.ground_truth,
     }
-    path = rule.output / "plan.json"
-    if path.exists():
-        if json.loads(path.read_text()) != identity:
-            raise ValueError(
-                f"{rule.output} holds a tuning of other images or settings: give another --output"
-            )
-        return
-    if rule.output.exists() and any(rule.output.iterdir()):
-        raise ValueError(f"{rule.output} is not empty and holds no tuning: give another --output")
-    rule.output.mkdir(parents=True, exist_ok=True)
-    write_json(path, identity)
+    OutputFolder.at(str(rule.output), work="tuning", setting="--output").claim(identity)
 
 
 def _search(

@@ -14,7 +14,7 @@ from af_pipeline.core.focus import ChipRule
 from af_pipeline.core.lanes import make_lanes
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.scales import Scale
-from af_pipeline.core.schema import ImageRow
+from af_pipeline.core.schema import ImageRow, rows_to_table
 from af_pipeline.core.views import forward_pixels
 from af_pipeline.output.tables import images_table
 from tests.helpers.fakes import GradedPredictor, glow, make_plan, run_cascade
@@ -198,7 +198,9 @@ def test_a_larger_budget_loses_no_chip_of_an_image(
         assert sum(spent_by(row)) <= max(budget, coarse)
         before = boxes_of(row)
         assert max(before.values()) == 1
-        assert images_table([row], "").to_pylist()[0]["num_refused"] == sum(row.ledger.refused)
+        assert images_table(rows_to_table([row], stored=True), "").to_pylist()[0][
+            "num_refused"
+        ] == sum(row.ledger.refused)
     assert before == boxes_of(every)
     gains = [chip.gain / 0.01 for chip in every.chips[1:]] or [1.0]
     for least_gain in sorted([0.0, *rng.choice(gains, 3)], reverse=True):

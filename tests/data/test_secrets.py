@@ -8,7 +8,7 @@ from af_pipeline.cli import complain
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.data.access import reading_error
 from af_pipeline.data.secrets import holds_secret, redact, redact_text, redact_tree
-from af_pipeline.indexing.stages import fail
+from af_pipeline.indexing.stages import mark_failed
 
 SECRET = "wJalrXUtnFEMI"
 # URI, what is told of it.
@@ -45,7 +45,7 @@ PLAIN = (
 def test_secrets_are_told_nowhere(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert redact(uri) == TOLD[uri]
     row = ImageRow("a", uri)
-    fail(row, f"cannot do: OSError('{uri}'), tried twice")
+    mark_failed(row, f"cannot do: OSError('{uri}'), tried twice")
     complain(f"{uri} is broken", 2)
     told = [
         redact(f"an id with {uri}"),

@@ -80,7 +80,7 @@ class FakeDetector:
         return [self.predict(crop) for crop in crops]
 
     def predict(self, crop: NDArray[np.uint8]) -> Prediction:
-        tag = int(np.median(crop[..., 2]))
+        tag = int(np.bincount(crop[..., 2].ravel()).argmax())
         bright = crop[..., :2].max(2) > 127
         _, _, stats, _ = cv2.connectedComponentsWithStats(bright.astype(np.uint8))
         found = stats[1:][stats[1:, cv2.CC_STAT_AREA] >= LEAST_AREA]

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from moto.moto_api._internal import moto_api_backend
 from moto.server import ThreadedMotoServer
 
 _ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>please {}</Message></Error>"
@@ -142,6 +143,7 @@ def faulty_s3() -> Iterator[Server]:
         with serve(_handler(script, *moto.get_host_and_port())) as url:
             yield Server(url, script)
     finally:
+        moto_api_backend.reset()  # what it holds is this process's, whatever the server
         moto.stop()
 
 

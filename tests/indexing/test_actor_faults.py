@@ -14,8 +14,8 @@ from af_pipeline.core.cascade import Prediction
 from af_pipeline.data.manifest import SourceImage
 from af_pipeline.indexing import passes, resume
 from af_pipeline.indexing.index import dry_run, index
-from af_pipeline.indexing.lost_blocks import GraphError
-from af_pipeline.indexing.stages import DetectorSource
+from af_pipeline.indexing.meter import GraphError
+from af_pipeline.indexing.stages import ActorFault, DetectorSource
 from tests.helpers.planted import (
     CLASS_NAMES,
     FakeDetector,
@@ -27,7 +27,7 @@ from tests.helpers.planted import (
     table,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.usefixtures("cluster")]
+pytestmark = pytest.mark.timeout(900)
 
 DEAD = "CUDA error: an illegal memory access was encountered"
 GONE = "no CUDA-capable device is detected"
@@ -69,6 +69,8 @@ def pictures(folder: Path, count: int) -> None:
         save(folder / "images" / f"{tag}.png", picture(tag))
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 def test_a_detector_that_breaks_is_started_again_and_no_image_is_blamed(tmp_path: Path) -> None:
     pictures(tmp_path, 6)
     config = index_config(tmp_path / "images", tmp_path / "out", mode="whole")
@@ -78,6 +80,9 @@ def test_a_detector_that_breaks_is_started_again_and_no_image_is_blamed(tmp_path
     assert starts(tmp_path) > 1
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.soak
 def test_one_that_stays_broken_ends_the_run_with_no_image_marked(tmp_path: Path) -> None:
     pictures(tmp_path, 6)
     config = index_config(tmp_path / "images", tmp_path / "out", mode="whole")
@@ -87,19 +92,32 @@ def test_one_that_stays_broken_ends_the_run_with_no_image_marked(tmp_path: Path)
     assert 3 < starts(tmp_path) < 20
 
 
-@pytest.mark.parametrize("budget", [None, 1e6])
-def test_a_broken_detector_ends_samples_too(tmp_path: Path, budget: float | None) -> None:
+@pytest.mark.parametrize(
+    ("budget", "where"),
+    [(None, "without_ray"), pytest.param(1e6, "cluster", marks=pytest.mark.ray)],
+)
+def test_a_broken_detector_ends_samples_too(
+    tmp_path: Path, budget: float | None, where: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(where)
     pictures(tmp_path, 2)
     focus = {"steps": [{}, {}], "budget": budget, "budget_per": "run"}
     config = index_config(tmp_path / "images", tmp_path / "out", focus=focus)
-    with pytest.raises(GraphError, match=DEAD):
+    with pytest.raises((GraphError, ActorFault), match=DEAD):
         dry_run(config, breaking(tmp_path, lasts=0))
 
 
-def test_a_run_with_too_many_errors_stops_and_forgets_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "where",
+    ["without_ray", pytest.param("cluster", marks=[pytest.mark.ray, pytest.mark.soak])],
+)
+def test_a_run_with_too_many_errors_stops_and_forgets_them(
+    tmp_path: Path, where: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(where)
     pictures(tmp_path, 1)
     folder, good = tmp_path / "images", SourceImage("1.png", str(tmp_path / "images/1.png"))
-    missing = [SourceImage(f"m{n}.png", str(folder / f"m{n}.png")) for n in range(4_000)]
+    missing = [SourceImage(f"m{n}.png", str(folder / f"m{n}.png")) for n in range(2_000)]
     config = index_config(folder, tmp_path / "out", mode="whole", ray={"rows_per_block": 1})
     with pytest.raises(GraphError) as caught:
         index(config, source(), images=[good, *missing])
@@ -112,7 +130,7 @@ def test_a_run_with_too_many_errors_stops_and_forgets_them(tmp_path: Path) -> No
     failed, looked, alike = map(int, text.group(1, 2, 3))
     assert failed in (looked, looked - 1)
     assert alike == failed
-    assert 200 <= looked < 2_000
+    assert 200 <= looked < 1_500
     errors = table(tmp_path / "out", "rows")["error"].to_pylist() if rows_in(tmp_path) else []
     assert not any(errors)
     for one in missing[:5]:
@@ -129,6 +147,8 @@ def rows_in(folder: Path) -> list[Path]:
     return list((folder / "out/rows").glob("*.parquet"))
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 def test_actors_live_as_long_as_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(tmp_path, 8)
     # Parts of the list as of a run of ten million; in former times there was a graph for each.

@@ -17,18 +17,14 @@ from af_pipeline.data.access import Storage
 from af_pipeline.data.storage import filesystem
 from af_pipeline.indexing import passes
 from af_pipeline.indexing.index import index
-from af_pipeline.indexing.lost_blocks import GraphError
-from af_pipeline.output.folder import OutputError, OutputLostError, RunFolder, digest
+from af_pipeline.indexing.meter import GraphError
+from af_pipeline.output.folder import OutputFolder, digest
+from af_pipeline.output.place import OutputError, OutputLostError
 from tests.helpers.planted import index_config, source, table
 from tests.helpers.s3_server import faulty_s3
-from tests.helpers.small_run import BROKEN_JSON, IMAGES, TABLES, Place
+from tests.helpers.small_run import BROKEN_JSON, IMAGES, NO_ROWS, TABLES, Place
 
 pytestmark = pytest.mark.usefixtures("without_ray")
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 # Parts of rows/
@@ -111,7 +107,7 @@ def test_damage_and_removal_on_s3(place: Place, monkeypatch: pytest.MonkeyPatch)
         system, _ = filesystem("s3://results", Storage(**storage))
         system.mkdir("results")
         output = {"uri": "s3://results/deep/out", "storage": storage, "images_per_file": 4}
-        config = index_config(place.root / "images", place.root, output=output)
+        config = index_config(place.images, place.root, output=output)
         index(config, source(), Console(quiet=True))
         (part, _) = sorted(system.ls("results/deep/out/rows"))
         system.pipe_file(part, system.cat_file(part)[:-1] + b"?")
@@ -122,12 +118,12 @@ def test_damage_and_removal_on_s3(place: Place, monkeypatch: pytest.MonkeyPatch)
         aside = [path.name for path in (place.root / "fetched/damaged").iterdir()]
         assert aside == [part.rpartition("/")[2]]
         assert json.loads((place.root / "fetched/run.json").read_text())["damaged"] == aside
-        folder = RunFolder.at("s3://results/new", Storage(**storage))
+        folder = OutputFolder.at("s3://results/new", Storage(**storage))
         folder = folder.open({"job": "index", "schema": 1})
         folder.check_owner()
         system.rm("results/new", recursive=True)
         with pytest.raises(OutputLostError, match="s3://results/new was removed or emptied while"):
-            folder.append_rows([])
+            folder.write_part(NO_ROWS)
 
 
 @pytest.mark.parametrize("lost", ["manifest.parquet", "run.json", *TABLES])
@@ -146,14 +142,14 @@ def test_damage_while_the_run_goes_on_stops_it(
 ) -> None:
     """Between the last look at rows/ and the tables."""
     out = place.root / "whole"
-    write_todo = passes.write_todo
+    write_pending = passes.write_pending
 
     def and_damage(*arguments: Any) -> Any:
         min((out / "rows").iterdir()).write_bytes(b"")
-        return write_todo(*arguments)
+        return write_pending(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(passes, "write_todo", and_damage)
+        patch.setattr(passes, "write_pending", and_damage)
         with pytest.raises(GraphError, match="damaged while the run went on; run the same command"):
             place.run(out)
     assert not (out / "run.json").exists()
@@ -191,7 +187,7 @@ def test_an_image_stands_in_rows_once(place: Place) -> None:
     """Also where a part without its second rows is one that is there already."""
     out = place.root / "whole"
     run_id = json.loads((out / "run.json").read_text())["run_id"]
-    folder = RunFolder.at(str(out), run_id=run_id)
+    folder = OutputFolder.at(str(out), run_id=run_id)
     rows = table(out, "rows")
     for part in (out / "rows").iterdir():
         part.unlink()
@@ -204,8 +200,8 @@ def test_an_image_stands_in_rows_once(place: Place) -> None:
 # Bytes that change
 
 
-def test_images_whose_bytes_changed_are_done_again(place: Place) -> None:
-    out = place.root / "whole"
+def test_images_whose_bytes_changed_are_done_again(tmp_path: Path) -> None:
+    place, out = Place(tmp_path), tmp_path / "whole"
     place.draw(3, 11)
     skipped, said = place.run(out, redo_changed=False)
     assert (skipped, "changed" in said) == (IMAGES, False)
@@ -225,7 +221,7 @@ def test_a_version_that_is_not_known_is_no_change(place: Place) -> None:
     """As of a list: once it says none, the rows stay; so they do where they were done without."""
     out, listed = place.root / "out", place.root / "list.parquet"
     names = [f"{tag}.png" for tag in range(1, IMAGES + 1)]
-    columns = {"image_id": names, "uri": [str(place.root / "images" / n) for n in names]}
+    columns = {"image_id": names, "uri": [str(place.images / n) for n in names]}
     skipped = []
     for version in (None, "1", None, "1", "2"):
         more = {} if version is None else {"version": [version] * 2 + [None] * 6}

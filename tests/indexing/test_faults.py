@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from af_pipeline.core.cascade import Prediction
 from af_pipeline.indexing.index import index
-from af_pipeline.indexing.lost_blocks import GraphError
+from af_pipeline.indexing.meter import GraphError
 from af_pipeline.indexing.stages import DetectorSource
 from af_pipeline.output.account import Outcome
 from tests.helpers.planted import (
@@ -75,6 +75,7 @@ def test_images_that_kill_in_two_stages(tmp_path: Path) -> None:
     check(run, set(deadly), {"a.png", "c.png", "e.png"})
 
 
+@pytest.mark.soak
 def test_nothing_but_images_that_kill(tmp_path: Path) -> None:
     run = run_with(tmp_path, {"a.png": [LARGE], "b.png": [LARGE]}, [], mode="whole")
     check(run, {"a.png", "b.png"}, set())

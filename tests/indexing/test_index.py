@@ -1,4 +1,4 @@
-"""The index graph on a real Ray: planted objects, hostile files, the tables, the modes."""
+"""An index run: planted objects, hostile files, the tables, the modes; the same on a real Ray."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from af_pipeline.core.schema import CHIPS, DETECTIONS, IMAGES, STORED_ROW
+from af_pipeline.core.schema import CHIPS, DETECTIONS, IMAGES, STORED_ROW, rows_to_table
 from af_pipeline.indexing.index import index
 from af_pipeline.output.account import Outcome, summary
 from af_pipeline.output.tables import chips_table, detections_table
 from af_pipeline.settings.index import IndexConfig
+from tests.helpers.in_process import replace_ray
 from tests.helpers.planted import (
     CLASS_NAMES,
     RAISES,
@@ -29,8 +30,6 @@ from tests.helpers.planted import (
     source,
     table,
 )
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 PLAIN = ("plain_1.png", "plain_2.png", "dark.png")
 WHITE = (Planted((64, 80, 164, 180), 1), Planted((320, 360, 344, 380), 1))
@@ -69,8 +68,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> IndexConfig:
 
 
 @pytest.fixture(scope="module")
-def run(cluster: None, config: IndexConfig) -> Outcome:
-    return index(config, source())
+def run(config: IndexConfig) -> Outcome:
+    with pytest.MonkeyPatch.context() as patch:
+        replace_ray(patch)
+        return index(config, source())
 
 
 def status_of(run: Outcome) -> dict[str, str]:
@@ -180,14 +181,15 @@ def test_summary_names_the_errors(run: Outcome) -> None:
 def check_as_in_process(run: Outcome, config: IndexConfig, folder: Path) -> None:
     """The graph's detections and chips are bit for bit those of the cascade in this process."""
     rows = [cascade_row(config, folder / name) for name in PLAIN]
+    stored = rows_to_table(rows, stored=True)
     wanted = by_image(run.root, "detections")
-    made = detections_table(rows, CLASS_NAMES).to_pylist()
+    made = detections_table(stored, CLASS_NAMES).to_pylist()
     for name in PLAIN:
         own = [r for r in made if r["image_id"] == name]
         assert sorted(own, key=str) == wanted.get(name, [])
     if (run.root / "chips").exists():
         chips = [c for c in table(run.root, "chips").to_pylist() if c["image_id"] in PLAIN]
-        assert sorted(chips, key=str) == sorted(chips_table(rows).to_pylist(), key=str)
+        assert sorted(chips, key=str) == sorted(chips_table(stored).to_pylist(), key=str)
     costs = {r["image_id"]: r for r in table(run.root, "images").to_pylist()}
     for row in rows:
         assert costs[row.image_id]["pixels_per_scale"] == row.ledger.pixels
@@ -199,7 +201,7 @@ def test_autofocus_equals_the_cascade_in_process(run: Outcome, config: IndexConf
 
 
 @pytest.mark.parametrize("mode", ["pyramid", "whole"])
-def test_other_modes(cluster: None, config: IndexConfig, tmp_path: Path, mode: str) -> None:
+def test_other_modes(without_ray: None, config: IndexConfig, tmp_path: Path, mode: str) -> None:
     folder = Path(config.source.uri).parent
     for name in PLAIN:
         save(tmp_path / "images" / name, Image.open(folder / name))
@@ -222,14 +224,26 @@ POOLS = [
 ]
 
 
+SPLIT = {"ray": {"rows_per_block": 3, "pools": POOLS, "task_cpus": 0.05}}
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [{"plan": "fused"}, {"ray": {"rows_per_block": 3, "pools": POOLS, "task_cpus": 0.05}}],
-    ids=["fused", "pools"],
+    ("changes", "where"),
+    [
+        pytest.param({"plan": "fused"}, "without_ray", id="fused"),
+        pytest.param({}, "cluster", marks=pytest.mark.ray, id="staged"),
+        pytest.param(SPLIT, "cluster", marks=pytest.mark.ray, id="pools"),
+    ],
 )
-def test_other_plans_give_the_same_rows(
-    run: Outcome, config: IndexConfig, tmp_path: Path, changes: dict[str, Any]
+def test_other_plans_and_ray_give_the_same_rows(
+    run: Outcome,
+    config: IndexConfig,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    where: str,
+    request: pytest.FixtureRequest,
 ) -> None:
+    request.getfixturevalue(where)
     other = index_config(Path(config.source.uri).parent, tmp_path / "out", **changes)
     again = index(other.model_copy(update={"source": config.source}), source())
     for name in ("rows", "detections", "images", "chips"):
@@ -237,7 +251,8 @@ def test_other_plans_give_the_same_rows(
     identity = [json.loads((one.root / "plan.json").read_text()) for one in (run, again)]
     assert identity[0] == identity[1]
     names = [stage["stage"] for stage in again.stages]
-    expected = {"fused": ["Cascade", "Stack"]}.get(changes.get("plan", ""))
+    single = ["Detect[s0]", "Detect[s1]", "Detect[s2]", "Stack"]
+    expected = ["Cascade", "Stack"] if "plan" in changes else [] if changes else single
     bounded = [f"Detect[s{s}<={side}]" for s in (1, 2) for side in (128, 256)]
     split = ["Detect[s0]", *bounded[:2], "Detect[s1]", *bounded[2:], "Detect[s2]", "Stack"]
     assert names == (expected or split)

@@ -80,7 +80,7 @@ REFUSED = {
     "checkpoint={root}/index.yaml": "has no index.json beside it",
     "output.uri=s3://bucket/run[1]": "holds one of * ? [: choose another output.uri",
     "output.uri=": "no output: give --set output.uri=DIRECTORY",
-    "output.uri={root}/images": "is not empty and holds no run: choose an empty output.uri",
+    "output.uri={root}/images": "is not empty and holds no run: choose another output.uri",
     "device=cuda": "device=cuda, but torch sees no GPU here",
     "ray.pools=[{{num_cpus: 100}}]": "the cluster has 4: lower ray.pools.N.num_cpus",
 }

@@ -101,7 +101,7 @@ def test_a_stage_lets_go_of_the_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
 def test_what_a_run_puts_into_the_object_store(tmp_path: Path) -> None:
     count = 40

@@ -11,17 +11,13 @@ from typing import Any
 import pytest
 
 from af_pipeline.indexing import passes
-from af_pipeline.indexing.lost_blocks import GraphError
-from af_pipeline.output.folder import GO_ON, OutputError, OutputLostError, RunFolder
+from af_pipeline.indexing.meter import GraphError
+from af_pipeline.output.folder import OutputFolder
+from af_pipeline.output.place import GO_ON, OutputError, OutputLostError
 from tests.helpers.planted import table
-from tests.helpers.small_run import BROKEN_JSON, IMAGES, Place
+from tests.helpers.small_run import BROKEN_JSON, IMAGES, NO_ROWS, Place
 
 pytestmark = pytest.mark.usefixtures("without_ray")
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 # A full disk
@@ -74,14 +70,14 @@ def test_a_disk_that_fills_up(place: Place, small_disk: Callable[[str], Path], r
 
 @pytest.mark.parametrize("content", [*BROKEN_JSON, None])
 def test_an_owner_file_that_is_damaged_or_gone(tmp_path: Path, content: bytes | None) -> None:
-    folder = RunFolder.at(str(tmp_path / "out")).open({"job": "index", "schema": 1})
+    folder = OutputFolder.at(str(tmp_path / "out")).open({"job": "index", "schema": 1})
     folder.check_owner()
     owner = tmp_path / "out/owner.json"
     if content is None:
         shutil.rmtree(owner.parent)
     else:
         owner.write_bytes(content)
-    for step in (folder.check_owner, folder.release, lambda: folder.append_rows([])):
+    for step in (folder.check_owner, folder.release, lambda: folder.write_part(NO_ROWS)):
         with pytest.raises(OutputLostError, match=rf"(owner\.json.*:|went on;) {GO_ON}$"):
             step()
 
@@ -102,8 +98,8 @@ def test_an_output_that_is_removed_half_way(
 
     where = {
         "rows": (passes, "run_graph"),
-        "detections": (RunFolder, "read_rows"),
-        "run.json": (RunFolder, "release"),
+        "detections": (OutputFolder, "read_rows"),
+        "run.json": (OutputFolder, "release"),
     }[moment]
     with monkeypatch.context() as patch:
         patch.setattr(*where, removing(getattr(*where)))
@@ -131,9 +127,9 @@ def test_a_second_start_at_any_moment(
         return wrapped
 
     where = {
-        "rows": (RunFolder, "write_part"),
-        "detections": (RunFolder, "read_rows"),
-        "run.json": (RunFolder, "release"),
+        "rows": (OutputFolder, "write_part"),
+        "detections": (OutputFolder, "read_rows"),
+        "run.json": (OutputFolder, "release"),
     }[moment]
     monkeypatch.setattr(*where, starting(getattr(*where)))
     with pytest.raises(GraphError, match="another start of this job has taken"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from af_pipeline.core.plan import Plan
-from af_pipeline.indexing.pools import PoolPlan, plan_pools, routes_of
+from af_pipeline.indexing.pools import StageLayout, plan_pools, routes_of
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 from tests.helpers.planted import index_config
@@ -19,7 +19,7 @@ def config(*pools: dict[str, Any], **changes: Any) -> IndexConfig:
     return index_config(Path("images"), Path("out"), ray=ray, **changes)
 
 
-def planned(config: IndexConfig, **cluster: float) -> list[PoolPlan]:
+def planned(config: IndexConfig, **cluster: float) -> list[StageLayout]:
     return plan_pools(config, build_plan(config), cluster)
 
 

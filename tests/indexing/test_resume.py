@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.core.schema import ImageRow
+from af_pipeline.core.schema import ImageRow, rows_to_table
 from af_pipeline.indexing.index import index
-from af_pipeline.indexing.lost_blocks import GraphError
+from af_pipeline.indexing.meter import GraphError
 from af_pipeline.output.account import Outcome
-from af_pipeline.output.folder import GO_ON, OutputError, OutputLostError, RunFolder
+from af_pipeline.output.folder import OutputFolder
+from af_pipeline.output.place import GO_ON, OutputError, OutputLostError
 from af_pipeline.output.tables import chips_table, detections_table
+from tests.helpers.in_process import replace_ray
 from tests.helpers.planted import (
     CLASS_NAMES,
     CLOCKS,
@@ -30,8 +32,6 @@ from tests.helpers.planted import (
     source,
     table,
 )
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
 class Place:
@@ -57,9 +57,10 @@ class Place:
         """What is in the tables is what the cascade finds in one go in this process."""
         config = index_config(self.images, self.out)
         rows = [cascade_row(config, path) for path in sorted(self.images.iterdir())]
+        stored = rows_to_table(rows, stored=True)
         detections, images, chips = self.tables()
-        assert detections == grouped(detections_table(rows, CLASS_NAMES).to_pylist())
-        assert chips == grouped(chips_table(rows).to_pylist())
+        assert detections == grouped(detections_table(stored, CLASS_NAMES).to_pylist())
+        assert chips == grouped(chips_table(stored).to_pylist())
         check_images(images, rows)
         assert table(self.out, "rows").num_rows == len(rows)
 
@@ -86,13 +87,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def resumed(cluster: None, place: Place) -> tuple[Outcome, set[int]]:
+def resumed(place: Place) -> tuple[Outcome, set[int]]:
     """Three images first, then seven."""
+    with pytest.MonkeyPatch.context() as patch:
+        replace_ray(patch)
+        return three_then_seven(place)
+
+
+def three_then_seven(place: Place) -> tuple[Outcome, set[int]]:
     place.add([1, 2, 3])
     first, seen = place.run()
     assert (first.totals.images, first.skipped, seen) == (3, 0, {1, 2, 3})
     place.add([4, 5, 6, 7])
     return place.run()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_on_ray_new_images_alone_are_looked_at(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    outcome, seen = three_then_seven(place)
+    assert (outcome.totals.images, outcome.skipped, seen) == (7, 3, {4, 5, 6, 7})
+    place.check()
 
 
 def test_only_new_images_are_looked_at(resumed: tuple[Outcome, set[int]], place: Place) -> None:
@@ -104,6 +120,7 @@ def test_only_new_images_are_looked_at(resumed: tuple[Outcome, set[int]], place:
     assert (content["totals"]["images"], content["skipped"]) == (7, 3)
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_complete_run_is_left_as_it_is(resumed: tuple[Outcome, set[int]], place: Place) -> None:
     before, parts = place.tables(), sorted((place.out / "rows").iterdir())
     # What only changes the speed or where things run may differ.
@@ -113,6 +130,7 @@ def test_a_complete_run_is_left_as_it_is(resumed: tuple[Outcome, set[int]], plac
     assert sorted((place.out / "rows").iterdir()) == parts
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_unreadable_and_half_written_parts_are_done_again(
     resumed: tuple[Outcome, set[int]], place: Place
 ) -> None:
@@ -130,6 +148,7 @@ def test_unreadable_and_half_written_parts_are_done_again(
     place.check()
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_run_with_other_settings_is_refused(
     resumed: tuple[Outcome, set[int]], place: Place
 ) -> None:
@@ -141,16 +160,18 @@ def test_a_run_with_other_settings_is_refused(
     assert Counter(str(path) for path in place.out.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.add([1])
     place.out.mkdir()
     (place.out / "thesis.txt").write_text("do not touch")
-    with pytest.raises(OutputError, match=r"not empty and holds no run: choose an empty"):
+    with pytest.raises(OutputError, match=r"not empty and holds no run: choose another"):
         place.run()
     assert [path.name for path in place.out.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_missing_and_unreachable_outputs_are_refused(tmp_path: Path) -> None:
     nobody = {"endpoint": "http://127.0.0.1:9", "anonymous": True, "attempts": 1}
     away = {"uri": "s3://bucket/out", "storage": nobody}
@@ -159,6 +180,7 @@ def test_missing_and_unreachable_outputs_are_refused(tmp_path: Path) -> None:
             index(index_config(tmp_path / "images", tmp_path, output=output), source())
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_another_run_is_overwritten_when_asked(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.add([1, 2])
@@ -174,6 +196,7 @@ def test_another_run_is_overwritten_when_asked(tmp_path: Path) -> None:
     assert place.run(mode="whole", output=output)[1] == set()
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_an_image_written_twice_is_kept_once(tmp_path: Path) -> None:
     """As a worker that outlived its driver leaves it behind."""
     place = Place(tmp_path)
@@ -183,7 +206,7 @@ def test_an_image_written_twice_is_kept_once(tmp_path: Path) -> None:
     assert len(parts) == 3
     run_id = json.loads((place.out / "run.json").read_text())["run_id"]
     assert all(part.name.startswith(f"{run_id}_") for part in parts)
-    folder = RunFolder.at(str(place.out), run_id=run_id)
+    folder = OutputFolder.at(str(place.out), run_id=run_id)
     for some in ([0, 2], [1, 2]):
         folder.write_part(pa.concat_tables([pq.read_table(parts[number]) for number in some]))
     # Of a run that had the folder before.
@@ -194,17 +217,19 @@ def test_an_image_written_twice_is_kept_once(tmp_path: Path) -> None:
     place.check()
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_second_start_takes_over(tmp_path: Path) -> None:
     """The first one stops at its next step instead of judging images by lists that are gone."""
     place = Place(tmp_path)
     place.add([1])
     place.run()
-    first = RunFolder.at(str(place.out)).open(json.loads((place.out / "plan.json").read_text()))
+    first = OutputFolder.at(str(place.out)).open(json.loads((place.out / "plan.json").read_text()))
     place.run()
     with pytest.raises(OutputLostError, match="another start of this job has taken"):
         first.check_owner()
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_failed_images_are_done_again_when_asked(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.add([1, 2])
@@ -219,6 +244,9 @@ def test_failed_images_are_done_again_when_asked(tmp_path: Path) -> None:
     place.check()
 
 
+@pytest.mark.ray
+@pytest.mark.soak
+@pytest.mark.usefixtures("cluster")
 def test_a_full_disk_stops_the_graph(tmp_path: Path, small_disk: Callable[[str], Path]) -> None:
     place = Place(tmp_path)
     place.add(range(1, 9))

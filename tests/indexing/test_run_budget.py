@@ -16,13 +16,12 @@ from af_pipeline.core.plan import Plan, with_gain_floor
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.images.decode import decode_image
 from af_pipeline.indexing import index as job
-from af_pipeline.indexing.estimate import sample_images
+from af_pipeline.indexing.estimate import floor_of, sample_images
 from af_pipeline.indexing.index import dry_run, index, list_source
 from af_pipeline.indexing.meter import MeteredPredictor
-from af_pipeline.indexing.run_budget import SampleStage, Worth, floor_of
-from af_pipeline.indexing.stages import DetectorSource, StageSettings
+from af_pipeline.indexing.stages import DetectorSource, SampleStage, StageSettings, Worth
 from af_pipeline.output.account import summary
-from af_pipeline.output.folder import OutputError
+from af_pipeline.output.place import OutputError
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 from tests.helpers.fakes import GradedPredictor, glow, make_plan, run_cascade
@@ -122,7 +121,7 @@ def test_a_run_takes_what_the_sample_says(tmp_path: Path, changes: dict[str, Any
     made = config(tmp_path, 1e9, **changes)
     plan = build_plan(made)
     assert plan.budget == BudgetRule(None, 0.0)
-    listed = list_source(made, None, tmp_path / "manifest.parquet")
+    listed = list_source(made.source, None, tmp_path / "manifest.parquet")
     stage = SampleStage(StageSettings(plan, detector(tmp_path, plan.pad), 10**9, threads=1))
     stage(sample_images(tmp_path / "manifest.parquet", listed, 32))
     worths = stage.worths
@@ -172,7 +171,7 @@ def test_threads_are_counted_together() -> None:
     assert (sums["forwards"], sums["chips"], sums["fill"]) == (400, 400, 400 * 70 * 200)
 
 
-# ---- on Ray
+# ---- runs
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +203,7 @@ def check_rows(root: Path, plan: Plan) -> None:
         assert own == {(chip.scale, *chip.box) for chip in row.chips[1:]}
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("without_ray")
 def test_a_budget_per_image(root: Path, tmp_path: Path) -> None:
     output = {"uri": str(tmp_path / "out")}
     made = config(root, 400_000.0, "image", output=output)
@@ -229,8 +227,7 @@ def test_a_budget_per_image(root: Path, tmp_path: Path) -> None:
     assert f"0.4 MP an image, padding included; {refused / 5:.1f} chips refused an image" in lines
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize("plan", ["fused", "staged"])
 def test_a_run_keeps_its_budget_and_its_floor(tmp_path: Path, plan: str) -> None:
     write_images(tmp_path / "images", 5)
@@ -272,8 +269,7 @@ def test_a_run_keeps_its_budget_and_its_floor(tmp_path: Path, plan: str) -> None
         index(config(tmp_path, budget + 1), source)
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("without_ray")
 def test_a_resumed_run_takes_no_sample(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,9 @@ from af_pipeline.indexing.index import index
 from af_pipeline.output.account import Outcome
 from af_pipeline.settings.index import IndexConfig
 from jobs.evaluate import main as evaluate
+from tests.helpers.in_process import replace_ray
 from tests.helpers.planted import SCENE, SMALL, by_image, index_config, picture, save, source
 from tests.helpers.s3_server import Fault, Server, faulty_s3
-
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.usefixtures("cluster"),
-]
 
 BUSY = Fault(503, "SlowDown")
 NAMES = [f"{number}.png" for number in range(8)]
@@ -66,13 +61,16 @@ class Place:
         return to
 
 
-@pytest.fixture(scope="module")
-def place(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with faulty_s3() as server:
+@contextmanager
+def made_place(folder: Path) -> Iterator[Place]:
+    with pytest.MonkeyPatch.context() as patch, faulty_s3() as server:
+        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         system, _ = filesystem("s3://photos", Storage(endpoint=server.url))
         system.mkdir("photos")
         system.mkdir("results")
-        made = Place(server, tmp_path_factory.mktemp("pictures"), system)
+        made = Place(server, folder, system)
         for tag, name in enumerate(NAMES):
             made.put(name, tag)
         made.list([*NAMES, "gone.png", "secret.png"])
@@ -86,8 +84,27 @@ def place(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 
 @pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with made_place(tmp_path_factory.mktemp("pictures")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
 def run(place: Place) -> Outcome:
-    return index(place.config(), source())
+    with pytest.MonkeyPatch.context() as patch:
+        replace_ray(patch)
+        return index(place.config(), source())
+
+
+@pytest.mark.ray
+@pytest.mark.soak
+@pytest.mark.usefixtures("cluster")
+def test_on_ray(tmp_path: Path) -> None:
+    with made_place(tmp_path / "pictures") as place:
+        outcome = index(place.config(), source())
+        assert (outcome.totals.images, outcome.totals.errors, outcome.skipped) == (10, 2, 0)
+        rows = by_image(place.fetch(tmp_path / "fetched"), "images")
+        assert [rows[f"id-{name}"][0]["error"] for name in NAMES] == [""] * len(NAMES)
 
 
 def plain(root: Path, name: str) -> dict[str, list[Any]]:
@@ -95,6 +112,7 @@ def plain(root: Path, name: str) -> dict[str, list[Any]]:
     return by_image(root, name, without)
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_the_rows_are_those_of_a_local_run(run: Outcome, place: Place, tmp_path: Path) -> None:
     assert (run.totals.images, run.totals.errors, run.skipped) == (10, 2, 0)
     fetched = place.fetch(tmp_path / "fetched")
@@ -128,6 +146,7 @@ def test_what_cannot_be_read_says_why(run: Outcome, place: Place, tmp_path: Path
     assert place.server.script.requests["photos/day/1.png"] >= 1 + 3  # uploaded, then tried
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_rerun_reads_new_images_only(run: Outcome, place: Place, tmp_path: Path) -> None:
     before = dict(place.server.script.requests)
     place.put("new.png", 21)

@@ -21,9 +21,9 @@ SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 INDEX = """
 import runpy, sys, time
 from pathlib import Path
-from af_pipeline.dist import index
-from af_pipeline.dist.stages import DetectorSource
-from tests.dist.planted import CLASS_NAMES, FakeDetector
+from af_pipeline.indexing import index
+from af_pipeline.indexing.stages import DetectorSource
+from tests.helpers.planted import CLASS_NAMES, FakeDetector
 moment, sign = sys.argv[1:3]
 class Slow(FakeDetector):
     def __call__(self, crops, lane):
@@ -86,7 +86,11 @@ def test_a_job_without_ray(tmp_path: Path, number: signal.Signals) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("moment", "number"), [("graph", signal.SIGTERM), ("tables", signal.SIGINT)]
+    ("moment", "number"),
+    [
+        ("graph", signal.SIGTERM),
+        pytest.param("tables", signal.SIGINT, marks=pytest.mark.soak),
+    ],
 )
 def test_indexing(tmp_path: Path, moment: str, number: signal.Signals) -> None:
     for tag in (1, 2):
@@ -101,7 +105,7 @@ def test_indexing(tmp_path: Path, moment: str, number: signal.Signals) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_training_goes_on_after_ctrl_c(tmp_path: Path) -> None:
     sets = ("optim.steps=40", "run.checkpoint_every=3")

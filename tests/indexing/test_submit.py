@@ -28,7 +28,7 @@ from af_pipeline.models.info import CheckpointInfo
 from benchmarks.local_cluster import free_ports
 from tests.helpers.planted import CLASS_NAMES, SCENE, index_config, picture, save, table
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]

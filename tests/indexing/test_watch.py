@@ -1,6 +1,7 @@
 """What stops a graph, what is blamed on an image, and what keeps the driver small; without Ray."""
 
 import inspect
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +13,24 @@ import pytest
 from numpy.typing import NDArray
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 from ray.data._internal.execution.operators.map_operator import MapOperator
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from af_pipeline.core.cascade import Prediction
 from af_pipeline.core.schema import MANIFEST, ImageRow, table_to_rows
 from af_pipeline.indexing import stages
-from af_pipeline.indexing.meter import StageSums, fault_of, too_many
-from af_pipeline.indexing.passes import rounds
+from af_pipeline.indexing.meter import Counter, StageSums, fault_of, too_many
+from af_pipeline.indexing.passes import (
+    BARREN,
+    FEW,
+    TELLER,
+    LostBlocks,
+    OneByOne,
+    State,
+    Stop,
+    Together,
+    next_pass,
+    rounds,
+)
 from af_pipeline.indexing.stages import (
     ActorFault,
     CoarseStage,
@@ -26,6 +39,7 @@ from af_pipeline.indexing.stages import (
     kinds_of,
 )
 from af_pipeline.indexing.watch import BLOCKS_AHEAD, LISTS_AHEAD, RECORDS_KEPT, FewAhead, Watch
+from af_pipeline.output.place import OutputLostError
 from af_pipeline.settings.modes import build_plan
 from tests.helpers.planted import CLASS_NAMES, RAISES, FakeDetector, index_config, picture, save
 
@@ -174,3 +188,52 @@ def test_a_million_images_are_one_graph(parts: int, rows_per_block: int, graphs:
     made = list(rounds(listed, rows_per_block))
     assert [name for one in made for name in one] == listed
     assert len(made) == graphs
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (State(0), Stop()),
+        (State(0, passes=3, barren=2, other="boom"), Stop()),
+        (State(1000), Together()),
+        (State(1), Together()),
+        (State(FEW + 1, passes=1), Together()),  # a node died: nobody's fault
+        (State(FEW, passes=1), OneByOne()),
+        (State(1000, passes=2), OneByOne()),
+        (State(5, passes=BARREN, barren=BARREN - 1, death="died"), OneByOne()),
+        (State(5, passes=BARREN, barren=BARREN, death="died"), Stop("died")),
+        (State(5, passes=1, barren=1, other="boom", death="died"), Stop("boom")),
+        (State(5, passes=1, other="boom"), OneByOne()),  # some got through
+    ],
+)
+def test_what_comes_after_a_pass(state: State, expected: object) -> None:
+    assert next_pass(state) == expected
+
+
+def tell(error: Exception) -> None:
+    """As Ray Data does of a lost block."""
+    logging.getLogger(TELLER).error("lost", exc_info=error)
+
+
+def test_lost_blocks_are_deaths_or_reasons_and_an_output_that_is_gone_ends_all() -> None:
+    text = "\x1b[36mray::Map()\x1b[39m\n  File x.py\nValueError: bad key=1\nRuntimeError: later"
+    with LostBlocks() as lost:
+        tell(WorkerCrashedError())
+        assert (lost.other, "died" in lost.death) == ("", True)
+        tell(RayTaskError("Map", text, ValueError("bad")))
+        tell(RayTaskError("Map", "KeyError: second", KeyError()))
+        assert lost.other == "ValueError: bad key=1"
+        with pytest.raises(OutputLostError, match=r"^it is full$"):
+            tell(RayTaskError("Write", "OSError: x", OutputLostError("it is full\nadvice of Ray")))
+
+
+def test_images_begun_twice_and_never_ended_are_accused() -> None:
+    counter = Counter(["first", "second"])
+    for image in ("survivor", "killer", "lost"):
+        counter.begun("first", [image])
+    counter.ended("first", ["survivor"])
+    for image in ("survivor", "killer"):
+        counter.begun("second" if image == "survivor" else "first", [image])
+    assert counter.accused() == ["killer"]
+    counter.broken("first", "actor", ["killer"], "dead card")
+    assert counter.accused() == []

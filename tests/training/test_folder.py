@@ -178,7 +178,7 @@ def test_a_list_of_checkpoints_cut_short_is_mended(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.usefixtures("cluster")
 def test_a_checkpoint_that_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

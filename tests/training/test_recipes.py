@@ -16,7 +16,7 @@ from tests.helpers.realdata import real_data
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.timeout(900),
     pytest.mark.usefixtures("cluster"),
 ]

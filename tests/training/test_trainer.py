@@ -62,6 +62,7 @@ def test_two_workers_see_what_one_sees(tmp_path: Path) -> None:
     assert two[0]["focus"] == pytest.approx(one[0]["focus"], rel=0.05)
 
 
+@pytest.mark.soak
 def test_two_stages_on_two_workers(tmp_path: Path) -> None:
     """DDP waits for a gradient of every parameter: chips without objects must give one too."""
     sets = ("model.kind=faster_rcnn", "run.workers=2", "optim.steps=3", "optim.lr=0.0001")
@@ -117,6 +118,7 @@ def test_unusable_data_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "tiny").exists()
 
 
+@pytest.mark.soak
 def test_broken_images_are_told_or_left_out(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from tests.helpers.training import arguments, job, losses, steps
 if not Path("/proc/self/stat").exists():
     pytest.skip("finds worker processes in /proc", allow_module_level=True)
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(900)]
 
 STEPS = 10
 SETS = (f"optim.steps={STEPS}", "run.checkpoint_every=3")

@@ -12,7 +12,7 @@ from af_pipeline.settings.index import IndexConfig
 from tests.helpers.fakes import made_guarantee
 from tests.helpers.planted import index_config, save, source
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def guaranteed(config: IndexConfig) -> IndexConfig:
@@ -20,7 +20,7 @@ def guaranteed(config: IndexConfig) -> IndexConfig:
     return config.model_copy(update={"guarantee": held})
 
 
-def test_run_json_carries_the_statement(cluster: None, tmp_path: Path) -> None:
+def test_run_json_carries_the_statement(tmp_path: Path) -> None:
     save(tmp_path / "images" / "a.png", np.zeros((200, 300, 3), np.uint8))
     config = guaranteed(index_config(tmp_path / "images", tmp_path / "out"))
     index(config, source())
@@ -34,9 +34,7 @@ def test_run_json_carries_the_statement(cluster: None, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "run.json").read_text())["guarantee"] is None
 
 
-def test_other_settings_are_refused_before_anything_is_touched(
-    cluster: None, tmp_path: Path
-) -> None:
+def test_other_settings_are_refused_before_anything_is_touched(tmp_path: Path) -> None:
     save(tmp_path / "images" / "a.png", np.zeros((200, 300, 3), np.uint8))
     config = guaranteed(index_config(tmp_path / "images", tmp_path / "out"))
     changed = config.model_copy(update={"detector_score": 0.3})
