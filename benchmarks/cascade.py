@@ -30,8 +30,8 @@ from af_pipeline.core.plan import Plan
 from af_pipeline.core.resize import resize
 from af_pipeline.core.scales import scaled_size
 from af_pipeline.core.schema import ImageRow
-from af_pipeline.data.annotations.coco import load_coco
-from af_pipeline.data.annotations.dataset import AnnotatedImage
+from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
+from af_pipeline.data.annotations.load import load_annotations
 from af_pipeline.evaluation.coco import evaluate_detections
 from af_pipeline.models.info import load_info
 from af_pipeline.models.predictor import TorchPredictor, load_predictor
@@ -132,7 +132,7 @@ def main() -> int:
     modes = arguments.modes.split(",")
     plans = {mode: build_plan(config.model_copy(update={"mode": mode})) for mode in modes}
     predict = load_predictor(config, arguments.threads)
-    dataset = load_coco(arguments.ground_truth, config.source.images)
+    dataset = load_annotations([arguments.ground_truth], config.source.images)
     names = load_info(config.checkpoint).class_names
     seconds = {mode: [0.0] * arguments.repeats for mode in modes}
     rows: dict[str, dict[str, ImageRow]] = {mode: {} for mode in modes}
@@ -147,10 +147,10 @@ def main() -> int:
                 seconds[mode][sight] += (time.perf_counter() - began) / len(images)
                 rows[mode] |= {row.image_id: row for row in made}
     results = {}
-    truth_json = json.loads(Path(arguments.ground_truth).read_text())
+    scored = load_annotations([arguments.ground_truth], scoring=True)
     truth = {image.image_id: image for image in dataset.images}
     for mode in modes:
-        results[mode] = report(mode, rows[mode], seconds[mode], names, truth_json, config)
+        results[mode] = report(mode, rows[mode], seconds[mode], names, scored, config)
         if mode == "autofocus":
             results[mode]["focus"] = chip_recall(rows[mode], truth, plans[mode])
             rule = FocusRule.model_validate(
@@ -191,7 +191,7 @@ def report(
     rows: dict[str, ImageRow],
     seconds: list[float],
     names: tuple[str, ...],
-    truth: dict[str, Any],
+    truth: AnnotatedDataset,
     config: IndexConfig,
 ) -> dict[str, Any]:
     table: pa.Table = detections_table(list(rows.values()), names)

@@ -140,7 +140,7 @@ def trials(data: Path, folder: Path) -> Iterator[tuple[str, str]]:
     out = folder / "tune"
     job("tune", "--config", "configs/index/aerial.yaml", "--ground-truth",
         str(data / "aerial-cars/val.json"), "--output", str(out), "--sample", "4",
-        "--thresholds", "0.05,0.1,0.2,0.4,0.6", "--dilations", "0,1", "--contexts", "0",
+        "--thresholds", "0.05,0.1,0.2,0.4,0.6", "--dilations", "1,3", "--contexts", "0",
         "--min-sizes", "96,160", "--confirm", "1",
         "--max-loss", "1", "--max-lost", "1")  # fmt: skip
     lines = (out / "trials.jsonl").read_text().splitlines()

@@ -25,13 +25,13 @@ from rich.progress import track
 from af_pipeline.config import load_config
 from af_pipeline.core.plan import unfocused
 from af_pipeline.models.predictor import load_predictor
-from af_pipeline.reporting.charts import draw_coverage
+from af_pipeline.reporting.charts import coverage_figure, save_png
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 from af_pipeline.tuning.risk import certify
 from af_pipeline.tuning.runner import Runner
 from af_pipeline.tuning.sample import draw_sample
-from af_pipeline.tuning.search import Reference, safer
+from af_pipeline.tuning.search import Reference, shift_threshold
 from af_pipeline.tuning.tune import SHIFTS
 
 
@@ -43,7 +43,7 @@ def measure(config: IndexConfig, files: Sequence[str], output: Path, count: int)
 
     predict = load_predictor(config)
     plan = build_plan(config)
-    rules = [tuple(safer(rule, shift) for rule in plan.rules) for shift in SHIFTS]
+    rules = [tuple(shift_threshold(rule, shift) for rule in plan.rules) for shift in SHIFTS]
     plans = [replace(plan, rules=one) for one in rules]
     pyramid = unfocused(plan)
     parts = []
@@ -110,7 +110,7 @@ def main() -> int:
     print(f"wanted: {1 - arguments.delta:g} or more")
     print(f"the same for 'mean lost at calibration <= alpha': {len(naive) / len(records):.3f}")
     pq.write_table(pa.Table.from_pylist(records), arguments.output / "coverage.parquet")
-    draw_coverage(records, arguments.output / "coverage.png")
+    save_png(coverage_figure(records), arguments.output / "coverage.png")
     return 0
 
 

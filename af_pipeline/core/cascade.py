@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from af_pipeline.core.chipping import candidates_of, make_chip, next_chips
 from af_pipeline.core.lanes import Lane, pack
+from af_pipeline.core.pixels import Pixels, as_pixels
 from af_pipeline.core.plan import Plan
+from af_pipeline.core.resize import RGB
 from af_pipeline.core.scales import pyramid_pixels
 from af_pipeline.core.schema import Detections, ImageRow, Ledger, join_detections
 from af_pipeline.core.seams import any_of, cut_sides, join_parts, seen_further
@@ -50,13 +52,14 @@ Predictor = Callable[[Sequence[NDArray[np.uint8]], Lane], Sequence[Prediction]]
 Answers = Callable[[Sequence[Tile], Sequence[View], Plan], Sequence[Prediction]]
 
 
-def start_row(row: ImageRow, image: NDArray[np.uint8], plan: Plan) -> None:
-    """Give a decoded image its size and its only chip of scale 0: all of it."""
-    start_sized(row, image.shape[0], image.shape[1], plan, image)
+def start_row(row: ImageRow, image: RGB | Pixels, plan: Plan) -> None:
+    """Give an image, RGB [H, W, 3] or `Pixels`, its size and its chip of scale 0: all of it."""
+    pixels = as_pixels(image)
+    start_sized(row, *pixels.size, plan, pixels)
 
 
 def start_sized(
-    row: ImageRow, height: int, width: int, plan: Plan, image: NDArray[np.uint8] | None = None
+    row: ImageRow, height: int, width: int, plan: Plan, image: Pixels | None = None
 ) -> None:
     """`start_row` for an image of which the size is enough: see `resolve`."""
     row.height, row.width = height, width
@@ -130,14 +133,14 @@ def advance(rows: Sequence[ImageRow], scale: int, plan: Plan) -> None:
         next_chips(row, scale, plan)
 
 
-def run_cascade(row: ImageRow, image: NDArray[np.uint8], plan: Plan, predict: Predictor) -> None:
-    """The whole cascade on one decoded image [H, W, 3] RGB, in place."""
+def run_cascade(row: ImageRow, image: RGB | Pixels, plan: Plan, predict: Predictor) -> None:
+    """The whole cascade on one image, RGB [H, W, 3] or `Pixels`, in place."""
     run_block([row], [image], plan, predict)
 
 
 def run_block(
     rows: Sequence[ImageRow],
-    images: Sequence[NDArray[np.uint8]],
+    images: Sequence[RGB | Pixels],
     plan: Plan,
     predict: Predictor,
 ) -> None:

@@ -23,6 +23,7 @@ from af_pipeline.core.focus import (
     project_chips,
 )
 from af_pipeline.core.lanes import canvas_sides, lane_of
+from af_pipeline.core.pixels import Pixels
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.scales import scaled_size
 from af_pipeline.core.schema import Candidate, Chip, ImageRow
@@ -36,7 +37,7 @@ def make_chip(
     scale: int,
     box: Box,
     found: Candidate | None,
-    pixels: NDArray[np.uint8] | None,
+    pixels: Pixels | None,
     plan: Plan,
 ) -> Chip:
     """The chip ``box`` (original px) of ``scale``; ``found``: focus and gain, None: all of it."""
@@ -115,9 +116,9 @@ def next_chips(row: ImageRow, scale: int, plan: Plan) -> list[Candidate]:
             found = [_filled(row, one, parents, scale + 1, plan) for one in found]
         found = _affordable(row, _distinct(found), scale + 1, plan)
     # Crops that overlap may be more than what they are cut from, and then stay views of it.
-    copy = _area(found) < _area(list(parents.values()))
+    keep = _area(found) >= _area(list(parents.values()))
     for one in found:
-        pixels = _cut(one.box, parents[one.parent], copy)
+        pixels = _cut(one.box, parents[one.parent], keep)
         row.chips.append(make_chip(row, scale + 1, one.box, one, pixels, plan))
     return found
 
@@ -213,11 +214,9 @@ def _area(boxed: Sequence[Candidate] | Sequence[Chip]) -> int:
     return sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (one.box for one in boxed))
 
 
-def _cut(box: Box, parent: Chip, copy: bool) -> NDArray[np.uint8] | None:
-    """The native crop of ``box`` out of its parent, None without pixels; a view keeps all of it."""
+def _cut(box: Box, parent: Chip, keep: bool) -> Pixels | None:
+    """The pixels of ``box`` out of its parent, None without any."""
     if parent.pixels is None:
         return None
-    x0, y0, x1, y1 = box
-    left, top = parent.box[:2]
-    crop = parent.pixels[y0 - top : y1 - top, x0 - left : x1 - left]
-    return crop.copy() if copy and box != parent.box else crop
+    (x0, y0, x1, y1), (left, top) = box, parent.box[:2]
+    return parent.pixels.part((x0 - left, y0 - top, x1 - left, y1 - top), keep)

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from af_pipeline.core.pixels import ArrayPixels, Pixels
+
 SCHEMA_VERSION = 3  # of rows/; a run of another version is not gone on with
 
 DET = pa.struct(
@@ -177,7 +179,7 @@ def join_detections(parts: Sequence[Detections]) -> Detections:
 @dataclass(frozen=True)
 class Chip:
     """A FocusChip. box: x0, y0, x1, y1 original px, integers, half-open; focus: mean probability of
-    the FocusPixels it was made from, gain: their sum; pixels: native crop uint8 [y1-y0, x1-x0, 3],
+    the FocusPixels it was made from, gain: their sum; pixels: of ``box``,
     None once the chips of the next scale are cut from it."""
 
     scale: int
@@ -185,7 +187,7 @@ class Chip:
     box: tuple[int, int, int, int]
     focus: float
     gain: float = 0.0
-    pixels: NDArray[np.uint8] | None = None
+    pixels: Pixels | None = None
     looked: bool = False
 
 
@@ -301,7 +303,9 @@ def _chip_lists(lists: Sequence[Sequence[Chip]], stored: bool) -> pa.Array:
     children = [pa.array(a, kind.field(i).type) for i, a in enumerate(plain)]
     if not stored:
         children.append(pa.array([c.looked for c in chips], pa.bool_()))
-        children.append(_pixels([c.pixels for c in chips]))
+        children.append(
+            _pixels([None if p is None else p.read(*p.size) for p in (c.pixels for c in chips)])
+        )
     values = pa.StructArray.from_arrays(children, fields=list(kind))
     return _lists([len(one) for one in lists], values)
 
@@ -383,6 +387,7 @@ def _chips_of(values: pa.StructArray) -> list[Chip]:
     for i, (scale, lane, x0, y0, x1, y1, focus, gain) in enumerate(zip(*columns, strict=True)):
         crop = None
         if pixels is not None and pixels[i].is_valid:
-            crop = np.frombuffer(pixels[i].as_buffer(), np.uint8).reshape(y1 - y0, x1 - x0, 3)
+            data = np.frombuffer(pixels[i].as_buffer(), np.uint8)
+            crop = ArrayPixels(data.reshape(y1 - y0, x1 - x0, 3))
         chips.append(Chip(scale, lane, (x0, y0, x1, y1), focus, gain, crop, looked[i]))
     return chips

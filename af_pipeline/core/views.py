@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from af_pipeline.core.lanes import TILE_STEP, Lane, lane_of, tile_rects
 from af_pipeline.core.plan import Plan, TileRule
-from af_pipeline.core.resize import resize, resize_part
 from af_pipeline.core.scales import scaled_size
 from af_pipeline.core.schema import Chip, ImageRow
 
@@ -103,10 +102,9 @@ class Cutter:
         view = self.views[tile.view]
         assert view.chip.pixels is not None
         if tile.rect == (0, 0, view.width, view.height):
-            return resize(view.chip.pixels, view.height, view.width)
-        native = view.chip.pixels.shape[:2] == (view.height, view.width)
-        if view.pixels > HELD_PIXELS and not native:
-            return resize_part(view.chip.pixels, view.height, view.width, tile.rect)
+            return view.chip.pixels.read(view.height, view.width)
+        if view.pixels > HELD_PIXELS:
+            return view.chip.pixels.read(view.height, view.width, tile.rect)
         x0, y0, x1, y1 = tile.rect
         with self.lock:
             return self._whole(tile.view)[y0:y1, x0:x1]
@@ -120,5 +118,5 @@ class Cutter:
                 held -= self.views[oldest].pixels
                 del self.held[oldest]
             assert view.chip.pixels is not None
-            self.held[index] = resize(view.chip.pixels, view.height, view.width)
+            self.held[index] = view.chip.pixels.read(view.height, view.width)
         return self.held[index]

@@ -275,18 +275,18 @@ def full_uri(system: fsspec.AbstractFileSystem, path: str) -> str:
 
 def exists(uri: str, storage: Storage = LOCAL) -> bool:
     """Whether there is something. What cannot be asked for is not: reading it will say why."""
-    try:
-        system, path = filesystem(uri, storage)
-        return bool(system.exists(path))
-    except Exception:
-        return False
+    return _asked("exists", uri, storage)
 
 
 def is_folder(uri: str, storage: Storage = LOCAL) -> bool:
     """Whether there is a folder, or keys below; False where it cannot be asked for."""
+    return _asked("isdir", uri, storage)
+
+
+def _asked(question: str, uri: str, storage: Storage) -> bool:
     try:
         system, path = filesystem(uri, storage)
-        return bool(system.isdir(path))
+        return bool(getattr(system, question)(path))
     except Exception:
         return False
 

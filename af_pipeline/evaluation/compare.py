@@ -8,16 +8,30 @@ vary less than the runs do.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.evaluation.matches import Accumulator, Matches
+from af_pipeline.core.text_table import cell, text_table
+from af_pipeline.data.annotations.dataset import AnnotatedDataset
+from af_pipeline.evaluation.coco import pixel_summary, run_coco
+from af_pipeline.evaluation.inputs import (
+    IMAGE_COLUMNS,
+    not_indexed,
+    open_run,
+    read_ground_truth,
+    read_inputs,
+)
+from af_pipeline.evaluation.matches import Accumulator, Matches, matches_of
+from af_pipeline.evaluation.voc import score_voc
 
 NAMES = ("AP", "AP50")
 LEVEL = 0.95
+HEADER = ("run", "AP", "AP50", "px/image", "of first", "FP/image", "AP - first", "AP50 - first")
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +51,70 @@ class Standing:
 
     scores: dict[str, Estimate]
     differences: dict[str, Estimate]
+
+
+def compare_runs(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """What to print, and the same for a json; ``args``: of jobs/compare.py. Raises ValueError."""
+    if len(args.detections) < 2 or len(set(args.detections)) < len(args.detections):
+        raise ValueError("--detections takes the outputs of two runs or more, each once")
+    if args.seed < 0:
+        raise ValueError(f"seed is {args.seed}: it must be at least 0")
+    truth = read_ground_truth(args)
+    scored = [_score_run(uri, truth, args) for uri in args.detections]
+    standings = compare_matches([matches for matches, _ in scored], args.resamples, args.seed)
+    first = scored[0][1]["mean_pixels_processed"]
+    rows = []
+    for uri, (_, cost), standing in zip(args.detections, scored, standings, strict=True):
+        own = cost["mean_pixels_processed"]
+        share = own / first if own is not None and first else None
+        rows.append({"run": uri, **cost, "pixels_of_first": share, **asdict(standing)})
+    text = (
+        f"{_table(rows, standings)}\n\nin brackets: {LEVEL:.0%} of {args.resamples} resamples of "
+        f"{len(truth.image_ids)} images"
+    )
+    resampling = {"resamples": args.resamples, "seed": args.seed, "level": LEVEL}
+    return text, {"runs": rows, "bootstrap": resampling, "ground_truth": args.ground_truth}
+
+
+def _score_run(
+    uri: str, truth: AnnotatedDataset, args: argparse.Namespace
+) -> tuple[Matches, dict[str, Any]]:
+    """One run's matches with the ground truth, and what it cost."""
+    run = open_run(uri, args.allow_incomplete)
+    inputs = read_inputs(run, truth, args)
+    images = run.table("images", IMAGE_COLUMNS)
+    pixels = pixel_summary(images)
+    cost = {key: pixels[key] for key in ("mean_pixels_processed", "images", "errors")}
+    fp_score = max(args.fp_score, args.min_score)  # below it nothing was read
+    false = score_voc(inputs, fp_score=fp_score).false_positives_per_image
+    return matches_of(inputs, run_coco(inputs, args.max_dets)), {
+        **cost,
+        "missing_images": not_indexed(truth, images, f"{uri}: "),
+        "false_positives_per_image": {"score": fp_score, "value": false},
+    }
+
+
+def _table(rows: Sequence[dict[str, Any]], standings: Sequence[Standing]) -> str:
+    """A row a run; differences of the first run to itself are left out."""
+    table = [list(HEADER)]
+    for place, (row, standing) in enumerate(zip(rows, standings, strict=True)):
+        table.append(
+            [
+                row["run"],
+                *(cell(standing.scores[name].value, ".3f") for name in NAMES),
+                cell(row["mean_pixels_processed"], ",.0f"),
+                cell(row["pixels_of_first"], ".3f"),
+                cell(row["false_positives_per_image"]["value"], ".2f"),
+                *(_span(standing.differences[name]) if place else "-" for name in NAMES),
+            ]
+        )
+    return text_table(table, total=False)
+
+
+def _span(estimate: Estimate) -> str:
+    """A difference with its interval."""
+    value, low, high = (cell(v, "+.3f") for v in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
 
 
 def compare_matches(

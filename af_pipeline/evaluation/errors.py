@@ -39,8 +39,8 @@ no detection of any score hits are not asked for. A class all of whose objects w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ from pycocotools import mask as coco_mask
 from af_pipeline.evaluation.coco import Inputs
 from af_pipeline.evaluation.coverage import CAUSES, Looked, farthest
 from af_pipeline.evaluation.matches import Matches, interpolated_precision
-from af_pipeline.evaluation.voc import Objects, by_image, detected_objects, ground_truth_objects
+from af_pipeline.evaluation.voc import Objects, both_sides, by_image
 
 OBJECT_KINDS = ("found", "image", "class", "localisation", *CAUSES, "missed")
 DETECTION_KINDS = ("true", "ignored", "duplicate", "class", "localisation", "both", "background")
@@ -160,16 +160,17 @@ def break_down(
         looked: where; None: not known.
         score: detections count from here up.
     """
-    images, classes = list(inputs.image_ids), list(inputs.category_ids)
-    everything, crowd = ground_truth_objects(inputs.ground_truth)
+    images, classes = list(inputs.truth.image_ids), list(inputs.truth.class_names)
+    everything, detected = both_sides(inputs)
+    crowd = inputs.truth.crowd
     truth = _select(everything, ~crowd)
     place = np.where(crowd, -1, np.cumsum(~crowd) - 1)  # annotation -> object
-    found = _select(detected_objects(inputs.detections, images, classes), matches.row)
+    found = _select(detected, matches.row)
     at = matches.at(MATCH_IOU)
     hit, ignored = matches.hit[at], matches.ignored[at]
     match = np.where(hit, place[matches.met[at]], -1)  # the object hit, -1: none
     counted = matches.score >= score
-    stated = np.array([entry["bbox"] for entry in inputs.ground_truth["annotations"]], np.float64)
+    stated = np.concatenate([inputs.truth.boxes[:, :2], inputs.truth.sides], axis=1)
     near = _overlaps(found, truth, stated[~crowd], counted, counted & ~hit & ~ignored)
     taken = np.zeros(len(truth.image), np.bool_)
     taken[match[counted & hit]] = True
@@ -177,11 +178,31 @@ def break_down(
     reached = None if looked is None else _reached(truth, images, looked)
     objects = _object_side(truth, found, near, taken, absent, reached)
     kind = _detection_kinds(near, hit, ignored)
-    fixes = _Fixes(found, truth, matches, match, counted, kind, near, objects)
+    never = np.ones(len(truth.image), np.bool_)
+    never[match[match >= 0]] = False
+    target = {"class": near.found_other.place, "localisation": near.found_same.place}
+    start = _Outcomes(
+        label=found.label,
+        score=matches.score,
+        hit=hit,
+        kept=~ignored,
+        kind=np.where(counted, kind, -1),
+        match=match,
+        target=np.select([kind == DETECTION_KINDS.index(name) for name in target],
+                         list(target.values()), -1),
+        truth=truth.label,
+        missed=np.where(never, objects.kind, -1),
+        objects=matches.objects.sum(0),
+    )  # fmt: skip
+    before = _ap50(start)
     covered = None
     if reached is not None:
         inside = reached >= CAUSES.index("border")
         covered = np.bincount(truth.label[inside], minlength=len(classes))
+    gains = {}
+    for side, name, fix in _fixes(looked is not None):
+        after = _ap50(fix(start, name))
+        gains[side, name] = np.where(np.isnan(after), before, after) - before
     return Breakdown(
         score=score,
         images=images,
@@ -189,8 +210,8 @@ def break_down(
         objects=objects,
         detections=_detection_side(found, truth, near, kind, matches.score, counted),
         covered=covered,
-        ap50=fixes.ap50(),
-        gains=fixes.gains(looked is not None),
+        ap50=before,
+        gains=gains,
     )
 
 
@@ -298,96 +319,77 @@ def _nearer(same: _Nearest, other: _Nearest, use: Bools, labels: Ints) -> tuple[
 
 
 @dataclass(frozen=True, eq=False)
-class _State:
-    """Detections [N] as AP50 sees them, and the objects [K] asked for."""
+class _Outcomes:
+    """N detections as AP50 sees them, the M objects, and how many of each class [K] are asked for.
+
+    ``kind``: index into `DETECTION_KINDS`; -1: below the score. ``match``: the object hit,
+    ``target``: the one that a detection put right would hit; -1: none. ``truth``: classes of the
+    objects; ``missed``: index into `OBJECT_KINDS` of those that no detection hits, else -1.
+    """
 
     label: Ints
+    score: Floats
     hit: Bools
     kept: Bools
+    kind: Ints
+    match: Ints
+    target: Ints
+    truth: Ints
+    missed: Ints
     objects: Ints
 
-    def copy(self) -> _State:
-        return _State(self.label.copy(), self.hit.copy(), self.kept.copy(), self.objects.copy())
+    def of_kind(self, kind: str) -> Bools:
+        """Which detections are of a kind."""
+        return np.asarray(self.kind == DETECTION_KINDS.index(kind), np.bool_)
 
 
-@dataclass(frozen=True, eq=False)
-class _Fixes:
-    """AP50 with one kind of error put right; arrays as in `break_down`."""
+def _ap50(table: _Outcomes) -> Floats:
+    """AP50 of each class, float [K]; nan without objects."""
+    out = np.full(len(table.objects), np.nan)
+    order = np.argsort(-table.score, kind="stable")
+    for label in np.flatnonzero(table.objects > 0):
+        own = order[(table.label[order] == label) & table.kept[order]]
+        out[label] = interpolated_precision(table.hit[own], int(table.objects[label])).mean()
+    return out
 
-    found: Objects
-    truth: Objects
-    matches: Matches
-    match: Ints
-    counted: Bools
-    kind: Ints
-    near: _Overlaps
-    outcomes: Side
 
-    def gains(self, causes_known: bool) -> dict[tuple[str, str], Floats]:
-        """(side, kind) -> what AP50 gains, float [K]."""
-        kinds = CAUSES if causes_known else ("missed",)
-        gains = {("objects", kind): self._gain(self._forget, kind) for kind in ("image", *kinds)}
-        fixes: dict[str, Callable[[_State, str], None]] = {
-            "duplicate": self._remove,
-            "class": self._correct,
-            "localisation": self._correct,
-            "both": self._remove,
-            "background": self._remove,
-        }
-        return gains | {("detections", k): self._gain(fix, k) for k, fix in fixes.items()}
+Fix = Callable[[_Outcomes, str], _Outcomes]
 
-    def ap50(self, state: _State | None = None) -> Floats:
-        """AP50 of each class, float [K]; nan without objects."""
-        state = state or self._start()
-        out = np.full(len(state.objects), np.nan)
-        order = np.argsort(-self.matches.score, kind="stable")
-        for label in np.flatnonzero(state.objects > 0):
-            own = order[(state.label[order] == label) & state.kept[order]]
-            precision = interpolated_precision(state.hit[own], int(state.objects[label]))
-            out[label] = precision.mean()
-        return out
 
-    def _start(self) -> _State:
-        at = self.matches.at(MATCH_IOU)
-        return _State(
-            self.found.label,
-            self.matches.hit[at],
-            ~self.matches.ignored[at],
-            self.matches.objects.sum(0),
-        )
+def _fixes(causes_known: bool) -> Iterator[tuple[str, str, Fix]]:
+    """Side, kind, and what puts it right."""
+    for kind in ("image", *(CAUSES if causes_known else ("missed",))):
+        yield "objects", kind, _forget
+    for kind in ("duplicate", "class", "localisation", "both", "background"):
+        yield "detections", kind, _correct if kind in ("class", "localisation") else _remove
 
-    def _gain(self, fix: Callable[[_State, str], None], kind: str) -> Floats:
-        before, state = self.ap50(), self._start().copy()
-        fix(state, kind)
-        after = self.ap50(state)
-        return np.where(np.isnan(after), before, after) - before
 
-    def _of(self, kind: str) -> Ints:
-        """Counted detections of a kind by falling score."""
-        own = np.flatnonzero(self.counted & (self.kind == DETECTION_KINDS.index(kind)))
-        return own[np.argsort(-self.matches.score[own], kind="stable")]
+def _forget(table: _Outcomes, kind: str) -> _Outcomes:
+    """Objects of a kind that no detection hits are not asked for."""
+    gone = table.truth[table.missed == OBJECT_KINDS.index(kind)]
+    fewer = table.objects - np.bincount(gone, minlength=len(table.objects))
+    return replace(table, objects=fewer)
 
-    def _remove(self, state: _State, kind: str) -> None:
-        state.kept[self._of(kind)] = False
 
-    def _forget(self, state: _State, kind: str) -> None:
-        never = np.ones(len(self.truth.image), np.bool_)
-        never[self.match[self.match >= 0]] = False
-        gone = never & (self.outcomes.kind == OBJECT_KINDS.index(kind))
-        np.subtract.at(state.objects, self.truth.label[gone], 1)
+def _remove(table: _Outcomes, kind: str) -> _Outcomes:
+    """Detections of a kind go."""
+    return replace(table, kept=table.kept & ~table.of_kind(kind))
 
-    def _correct(self, state: _State, kind: str) -> None:
-        nearest = self.near.found_other if kind == "class" else self.near.found_same
-        holder = np.full(len(self.truth.image), -1, np.int64)
-        hits = np.flatnonzero(self.match >= 0)
-        holder[self.match[hits]] = hits
-        for own in self._of(kind).tolist():
-            target = int(nearest.place[own])
-            rival = int(holder[target])
-            if rival >= 0 and self.matches.score[rival] >= self.matches.score[own]:
-                state.kept[own] = False
-                continue
-            if rival >= 0:
-                state.kept[rival] = False
-            state.hit[own], state.label[own] = True, self.truth.label[target]
-            holder[target] = own
+
+def _correct(table: _Outcomes, kind: str) -> _Outcomes:
+    """The best of a kind hits each target, in place of a lower-scored hit; the others go."""
+    label, hit, kept = table.label.copy(), table.hit.copy(), table.kept.copy()
+    holder = np.full(len(table.truth), -1, np.int64)
+    hits = np.flatnonzero(table.match >= 0)
+    holder[table.match[hits]] = hits
+    own = np.flatnonzero(table.of_kind(kind))
+    for row in own[np.argsort(-table.score[own], kind="stable")].tolist():
+        target = int(table.target[row])
+        rival = int(holder[target])
+        if rival >= 0 and table.score[rival] >= table.score[row]:
+            kept[row] = False
+            continue
+        if rival >= 0:
+            kept[rival] = False
+        hit[row], label[row], holder[target] = True, table.truth[target], row
+    return replace(table, label=label, hit=hit, kept=kept)

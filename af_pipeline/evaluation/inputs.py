@@ -19,8 +19,8 @@ from botocore.exceptions import BotoCoreError
 
 from af_pipeline.config import ConfigError, config_from
 from af_pipeline.core.plan import Plan
-from af_pipeline.data.annotations.load import load_annotations, to_coco
-from af_pipeline.data.storage import read_json
+from af_pipeline.data.annotations.dataset import AnnotatedDataset
+from af_pipeline.data.annotations.load import load_annotations
 from af_pipeline.evaluation.coco import DETECTION_COLUMNS, Inputs, check_inputs
 from af_pipeline.evaluation.coverage import Looked
 from af_pipeline.output.read import RunDir
@@ -39,14 +39,15 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         "--ground-truth",
         required=True,
         metavar="FILE",
-        help="COCO json, VOC image set (ROOT/ImageSets/Main/test.txt), or Parquet file or folder",
+        help="COCO json, VOC image set (ROOT/ImageSets/Main/test.txt), Parquet file or folder, or "
+        "YOLO data file (DATA.yaml#val)",
     )
-    parser.add_argument("--images", metavar="DIR", help="image folder of VOC or Parquet")
+    parser.add_argument("--images", metavar="DIR", help="image folder of VOC, Parquet or YOLO")
     parser.add_argument(
         "--on-broken",
         choices=("fail", "drop"),
         default="fail",
-        help="broken boxes of VOC or Parquet: refuse the file (fail), or leave them out",
+        help="broken boxes: refuse the file (fail), or leave them out",
     )
     parser.add_argument("--max-dets", type=int, default=300, help="per image and class (300)")
     parser.add_argument("--min-score", type=number, default=0.0, help="drop lower scores (0)")
@@ -75,18 +76,17 @@ def open_run(uri: str, allow_incomplete: bool) -> RunDir:
     return run
 
 
-def read_ground_truth(args: argparse.Namespace) -> dict[str, Any]:
-    """The content of a COCO json, or what other annotations are as one."""
-    if args.ground_truth.lower().endswith(".json"):
-        return read_json(args.ground_truth)  # as it is: areas may be those of masks
-    dataset = load_annotations([args.ground_truth], args.images, on_broken=args.on_broken)
-    warn(f"{len(dataset.dropped)} broken ground-truth boxes were left out", dataset.dropped)
-    return to_coco(dataset)
+def read_ground_truth(args: argparse.Namespace) -> AnnotatedDataset:
+    """The annotations to score against; what was left out is told on stderr."""
+    paths, broken = [args.ground_truth], args.on_broken
+    truth = load_annotations(paths, args.images, on_broken=broken, scoring=True)
+    warn(f"{len(truth.dropped)} broken ground-truth boxes were left out", truth.dropped)
+    return truth
 
 
-def read_inputs(run: RunDir, ground_truth: dict[str, Any], min_score: float) -> Inputs:
-    """The ground truth with the detections of a run from ``min_score`` up, checked."""
-    return check_inputs(ground_truth, read_detections(run, min_score))
+def read_inputs(run: RunDir, truth: AnnotatedDataset, args: argparse.Namespace) -> Inputs:
+    """The ground truth with the detections of a run from ``args.min_score`` up, checked."""
+    return check_inputs(truth, read_detections(run, args.min_score))
 
 
 def read_detections(run: RunDir, min_score: float) -> pa.Table:
@@ -131,6 +131,14 @@ def _scales_of(tree: Any) -> Plan:
         "lanes": _only(tree["lanes"], "sides", "overlap"),
     }
     return build_plan(config_from(IndexConfig, needed, (), "run.json"))
+
+
+def not_indexed(truth: AnnotatedDataset, images: pa.Table, what: str = "") -> list[str]:
+    """Ground-truth images that the run did not list, sorted; told on stderr."""
+    missing = sorted(set(truth.image_ids) - set(images["image_id"].to_pylist()))
+    text = f"{what}{len(missing)} ground-truth images were not indexed (objects missed)"
+    warn(text, missing)
+    return missing
 
 
 def _is_map(value: Any) -> bool:

@@ -6,14 +6,14 @@ one matching serves every resample of the images, and every "what if" about sing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.evaluation.coco import Inputs, is_crowd
+from af_pipeline.evaluation.coco import Inputs
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's, to the bit: Params.recThrs
 
@@ -35,7 +35,7 @@ class Matches:
         image: int [N].
         label: int [N].
         score: float [N].
-        met: int [T, N], the annotation matched, by its place in the ground truth; -1: none.
+        met: int [T, N], the box matched, by its place in the ground truth; -1: none.
         hit: bool [T, N], matched to an object that counts.
         ignored: bool [T, N], neither hit nor false: matched to a crowd region.
         objects: int [I, K], objects that count, by image and class.
@@ -62,13 +62,10 @@ class Matches:
 
 def matches_of(inputs: Inputs, coco_eval: Any) -> Matches:
     """The matches of an evaluated COCOeval that `run_coco` made from these inputs."""
-    images = {image_id: place for place, image_id in enumerate(inputs.image_ids.values())}
-    labels = {name_id: place for place, name_id in enumerate(inputs.category_ids.values())}
+    truth = inputs.truth
     thresholds = np.asarray(coco_eval.params.iouThrs, np.float64)
-    objects = np.zeros((len(images), len(labels)), np.int64)
-    for entry in inputs.ground_truth["annotations"]:
-        if not is_crowd(entry):
-            objects[images[entry["image_id"]], labels[entry["category_id"]]] += 1
+    objects = np.zeros((len(truth.image_ids), len(truth.class_names)), np.int64)
+    np.add.at(objects, (truth.image[~truth.crowd], truth.labels[~truth.crowd]), 1)
     parts = list(_of_all_sizes(coco_eval))
     counts = [len(part["dtIds"]) for part in parts]
 
@@ -76,18 +73,15 @@ def matches_of(inputs: Inputs, coco_eval: Any) -> Matches:
         empty = np.zeros((len(thresholds), 0))
         return np.concatenate([empty, *(part[name] for part in parts)], axis=1)
 
-    def repeated(places: Sequence[int]) -> Ints:
-        return np.repeat(np.array(places, np.int64), counts)
-
     score = np.array([score for part in parts for score in part["dtScores"]], np.float64)
-    label = repeated([labels[part["category_id"]] for part in parts])
+    label = np.repeat(np.array([part["category_id"] for part in parts], np.int64), counts)
     order = np.lexsort((-score, label))  # stable, as COCOeval's merge sort
     met = joined("dtMatches").astype(np.int64)[:, order] - 1
     ignored = joined("dtIgnore").astype(np.bool_)[:, order]
     row = np.array([number for part in parts for number in part["dtIds"]], np.int64) - 1
     return Matches(
         row=row[order],
-        image=repeated([images[part["image_id"]] for part in parts])[order],
+        image=inputs.image[row[order]],
         label=label[order],
         score=score[order],
         met=met,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from af_pipeline.evaluation.coco import aligned_table
+from af_pipeline.core.text_table import cell, text_table
 from af_pipeline.evaluation.coverage import CAUSES
 from af_pipeline.evaluation.errors import Breakdown, Floats, Side
 
@@ -88,7 +88,7 @@ def _count_table(found: Breakdown, side: Side) -> str:
     rows = [["class", *(side.kinds[place] for place in shown), "total"]]
     for name, row in zip([*found.classes, "all"], [*counts, counts.sum(0)], strict=True):
         rows.append([name, *(str(row[place]) for place in shown), str(row.sum())])
-    return aligned_table(rows)
+    return text_table(rows)
 
 
 def _gain_table(found: Breakdown) -> str:
@@ -96,8 +96,8 @@ def _gain_table(found: Breakdown) -> str:
     for (side, kind), gain in found.gains.items():
         whole = found.objects if side == "objects" else found.detections
         number = int((whole.kind == whole.kinds.index(kind)).sum())
-        rows.append([kind, side, str(number), _cell(_mean(gain), "+.3f")])
-    return aligned_table([*rows, ["AP50 as it is", "", "", _cell(_mean(found.ap50), ".3f")]])
+        rows.append([kind, side, str(number), cell(_mean(gain), "+.3f")])
+    return text_table([*rows, ["AP50 as it is", "", "", cell(_mean(found.ap50), ".3f")]])
 
 
 def _rows(found: Breakdown, name: str, side: Side) -> pa.Table:
@@ -129,7 +129,3 @@ def _by_class(found: Breakdown, values: Floats, overall: float) -> dict[str, Any
 def _mean(values: Floats) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
-
-
-def _cell(value: float, form: str) -> str:
-    return "-" if np.isnan(value) else format(value, form)

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from af_pipeline.core.boxes import box_area, intersection_area, iou_matrix
+from af_pipeline.core.text_table import text_table
+from af_pipeline.data.annotations.dataset import AnnotatedDataset
 from af_pipeline.evaluation.coco import (
     Inputs,
-    aligned_table,
     check_inputs,
-    is_crowd,
     known_mean,
     score_cell,
 )
@@ -77,16 +76,16 @@ class VocEvaluation:
         """One aligned text row a class, then the mean; '-' is 'no ground truth'."""
         rows = [[name, *_cells(scores)] for name, scores in self.per_class.items()]
         header = ["VOC", f"11-point@{self.iou:g}", f"all-point@{self.iou:g}"]
-        return aligned_table([header, *rows, ["mean", *_cells(self.overall)]])
+        return text_table([header, *rows, ["mean", *_cells(self.overall)]])
 
 
 def evaluate_voc(
-    ground_truth: Mapping[str, Any],
+    truth: AnnotatedDataset,
     detections: pa.Table | Mapping[str, Any],
     iou: float = 0.5,
     fp_score: float = 0.3,
 ) -> VocEvaluation:
-    """Score detections against the content of a COCO json by VOC's rules.
+    """Score detections by VOC's rules.
 
     Both as for :func:`af_pipeline.evaluation.coco.evaluate_detections`; crowds are what VOC calls
     difficult. Detections of classes that the ground truth does not have are left out. False
@@ -94,14 +93,13 @@ def evaluate_voc(
 
     Raises ValueError as `evaluate_detections` does, and for an `iou` that is not in (0, 1].
     """
-    return score_voc(check_inputs(ground_truth, detections), iou, fp_score)
+    return score_voc(check_inputs(truth, detections), iou, fp_score)
 
 
 def score_voc(inputs: Inputs, iou: float = 0.5, fp_score: float = 0.3) -> VocEvaluation:
     """`evaluate_voc` of what was checked before."""
-    names, images = list(inputs.category_ids), list(inputs.image_ids)
-    truth, crowd = ground_truth_objects(inputs.ground_truth)
-    found = detected_objects(inputs.detections, images, names)
+    names, crowd = inputs.truth.class_names, inputs.truth.crowd
+    truth, found = both_sides(inputs)
     scores = inputs.detections["score"].to_numpy()
     outcome = match_detections(found, scores, truth, crowd, iou)
     per_class = {
@@ -117,7 +115,7 @@ def score_voc(inputs: Inputs, iou: float = 0.5, fp_score: float = 0.3) -> VocEva
         per_class=per_class,
         iou=iou,
         fp_score=fp_score,
-        false_positives_per_image=float(false.sum()) / len(images),
+        false_positives_per_image=float(false.sum()) / len(inputs.truth.image_ids),
     )
 
 
@@ -237,28 +235,13 @@ def _spans(ordered: Ints, values: Ints) -> list[tuple[int, int]]:
     return list(zip(*(bound.tolist() for bound in bounds), strict=True))
 
 
-def ground_truth_objects(ground_truth: Mapping[str, Any]) -> tuple[Objects, Bools]:
-    """Objects of a COCO json, images and classes by their place in its lists; which are crowds."""
-    images = {image["id"]: place for place, image in enumerate(ground_truth["images"])}
-    labels = {entry["id"]: place for place, entry in enumerate(ground_truth["categories"])}
-    entries = ground_truth["annotations"]
-    boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    image = np.array([images[entry["image_id"]] for entry in entries], np.int64)
-    label = np.array([labels[entry["category_id"]] for entry in entries], np.int64)
-    return Objects(image, label, boxes), np.array([is_crowd(entry) for entry in entries], np.bool_)
-
-
-def detected_objects(table: pa.Table, images: list[str], labels: list[str]) -> Objects:
-    """The same for detections, all of which are of known images and classes."""
-    boxes = np.stack([table[name].to_numpy() for name in ("x0", "y0", "x1", "y1")], axis=1)
-    image = pc.index_in(table["image_id"], value_set=pa.array(images, pa.string()))
-    label = pc.index_in(table["label"], value_set=pa.array(labels, pa.string()))
-    return Objects(_whole(image), _whole(label), boxes)
-
-
-def _whole(column: pa.ChunkedArray) -> Ints:
-    return np.asarray(column.to_numpy(), np.int64)
+def both_sides(inputs: Inputs) -> tuple[Objects, Objects]:
+    """All boxes of the ground truth, and the detections."""
+    truth = inputs.truth
+    start = truth.boxes[:, :2].astype(np.float64)
+    boxes = np.concatenate([start, start + truth.sides], axis=1)
+    stated = Objects(truth.image, truth.labels.astype(np.int64), boxes)
+    return stated, Objects(inputs.image, inputs.label, inputs.boxes)
 
 
 def _cells(scores: VocScores) -> list[str]:

@@ -6,6 +6,10 @@ they hold, the only exception that leaves it is :class:`DecodeError`.
 """
 
 import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -47,7 +51,6 @@ Image.MAX_IMAGE_PIXELS = None
 # read are tried.
 _READERS: dict[str, type[ImageFile]] = {
     "JPEG": JpegImageFile,
-    "TIFF": TiffImageFile,
     "WebP": WebPImageFile,
     "BMP": BmpImageFile,
     "GIF": _GifReader,
@@ -89,18 +92,15 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, depth: DepthConfig =
             missing is an error, because nobody saw what is there.
     """
     kind = _sniff(data)
-    try:
-        if kind == "JPEG":
-            return _decode_jpeg(data, max_pixels)
-        if kind == "PNG":
-            return _decode_png(data, max_pixels, depth)
-        if kind == "TIFF":
-            return _decode_tiff(data, max_pixels, depth)
-        return _decode_pillow(data, kind, max_pixels)
-    except DecodeError:
-        raise
-    except Exception as error:  # Pillow's readers raise nearly every kind, MemoryError included
-        raise _as_decode_error(kind, error) from error
+    with _only_decode_errors(kind):
+        header = _HEADERS[kind](data)
+        pixels = header.height * header.width
+        if pixels > max_pixels:
+            raise DecodeError(
+                f"image has {pixels} pixels ({header.width}x{header.height}), "
+                f"more than max_pixels={max_pixels}"
+            )
+        return _upright(header.read(max_pixels, depth), header.turn)
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -111,12 +111,10 @@ def image_size(data: bytes) -> tuple[int, int]:
             seen, and no pixel limit is applied.)
     """
     kind = _sniff(data)
-    try:
-        return _header_size(data, kind)
-    except DecodeError:
-        raise
-    except Exception as error:  # as in decode_image
-        raise _as_decode_error(kind, error) from error
+    with _only_decode_errors(kind):
+        header = _HEADERS[kind](data)
+        size = header.height, header.width
+        return size[::-1] if header.turn in SIDEWAYS else size
 
 
 def encode_jpeg(image: RGB, quality: int = 92) -> bytes:
@@ -159,8 +157,18 @@ def _sniff(data: bytes) -> str:
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
-    known = ", ".join(sorted({*_READERS, "PNG"}))
+    known = ", ".join(sorted(_HEADERS))
     raise DecodeError(f"not an image of a known format ({known}): {len(data)} bytes")
+
+
+@contextmanager
+def _only_decode_errors(kind: str) -> Iterator[None]:
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly every kind, MemoryError included
+        raise _as_decode_error(kind, error) from error
 
 
 def _as_decode_error(kind: str, error: Exception) -> DecodeError:
@@ -177,37 +185,14 @@ def _as_decode_error(kind: str, error: Exception) -> DecodeError:
     return DecodeError(f"{fault} {kind}: {text}")
 
 
-def _check_pixels(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise DecodeError(
-            f"image has {height * width} pixels ({width}x{height}), "
-            f"more than max_pixels={max_pixels}"
-        )
+@dataclass(frozen=True)
+class _Header:
+    """The size as stored, px, the EXIF orientation 1..8, and what reads the pixels as stored."""
 
-
-# JPEG
-
-
-def _decode_jpeg(data: bytes, max_pixels: int) -> RGB:
-    check_scans(data)
-    header = jpeg_header(data)
-    if header is None:
-        return _decode_pillow(data, "JPEG", max_pixels)
-    height, width, space = header
-    _check_pixels(height, width, max_pixels)
-    four = space in ("CMYK", "YCCK")
-    try:
-        pixels = read_jpeg(data, "CMYK" if four else "RGB")
-    except UnknownJpeg:
-        return _decode_pillow(data, "JPEG", max_pixels)
-    return _upright(_inks_to_rgb(pixels, "CMYK;I") if four else pixels, orientation(data, "JPEG"))
-
-
-def _inks_to_rgb(cmyk: NDArray[np.uint8], stored: str) -> RGB:
-    """[H, W, 4] to RGB; ``stored`` "CMYK", or "CMYK;I" inverted as Adobe writes it in JPEG."""
-    height, width = cmyk.shape[:2]
-    image = Image.frombuffer("CMYK", (width, height), cmyk.tobytes(), "raw", stored, 0, 1)
-    return np.array(image.convert("RGB"))
+    height: int
+    width: int
+    turn: int
+    read: Callable[[int, DepthConfig], RGB]
 
 
 def _upright(image: RGB, turn: int) -> RGB:
@@ -217,7 +202,39 @@ def _upright(image: RGB, turn: int) -> RGB:
     return np.asarray(turned if axis is None else cv2.flip(turned, axis), np.uint8)
 
 
-# Pillow
+def _jpeg(data: bytes) -> _Header:
+    found = jpeg_header(data)
+    if found is None:
+        return _with_pillow(data, "JPEG")
+    height, width, space = found
+
+    def read(*_: object) -> RGB:
+        check_scans(data)
+        try:
+            pixels = read_jpeg(data, "CMYK" if space in ("CMYK", "YCCK") else "RGB")
+        except UnknownJpeg:
+            return _load(_open_pillow(data, "JPEG"))
+        return _inks_to_rgb(pixels, "CMYK;I") if pixels.shape[2] == 4 else pixels
+
+    return _Header(height, width, orientation(data, "JPEG"), read)
+
+
+def _inks_to_rgb(cmyk: NDArray[np.uint8], stored: str) -> RGB:
+    """[H, W, 4] to RGB; ``stored`` "CMYK", or "CMYK;I" inverted as Adobe writes it in JPEG."""
+    height, width = cmyk.shape[:2]
+    image = Image.frombuffer("CMYK", (width, height), cmyk.tobytes(), "raw", stored, 0, 1)
+    return np.array(image.convert("RGB"))
+
+
+def _with_pillow(data: bytes, kind: str) -> _Header:
+    image = _open_pillow(data, kind)
+
+    def read(*_: object) -> RGB:
+        if kind == "JPEG":
+            check_scans(data)
+        return _load(image)
+
+    return _Header(image.height, image.width, orientation(data, kind), read)
 
 
 def _open_pillow(data: bytes, kind: str) -> ImageFile:
@@ -226,8 +243,16 @@ def _open_pillow(data: bytes, kind: str) -> ImageFile:
         return _READERS[kind](io.BytesIO(data))
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """(height, width) from the header: Pillow's reader takes memory for the canvas on opening."""
+def _load(image: ImageFile) -> RGB:
+    image.load()
+    # Otherwise convert() would warn, and look for a colour to keep apart.
+    image.info.pop("transparency", None)
+    plain = image.convert("L") if image.mode in ("1", "LA", "La") else image
+    return np.array(plain.convert("RGB"))
+
+
+def _webp(data: bytes) -> _Header:
+    """By hand: Pillow's reader takes memory for the canvas on opening."""
     chunk = data[12:16]
     if chunk == b"VP8X":
         width = int.from_bytes(data[24:27], "little") + 1
@@ -240,76 +265,45 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         height = int.from_bytes(data[28:30], "little") & 0x3FFF
     if len(data) < 30 or width == 0 or height == 0:
         raise DecodeError("truncated WebP: no complete header")
-    return height, width
+
+    def read(*_: object) -> RGB:
+        image = _open_pillow(data, "WebP")
+        if image.size != (width, height):
+            raise ValueError("two sizes")
+        return _load(image)
+
+    return _Header(height, width, orientation(data, "WebP"), read)
 
 
-def _header_size(data: bytes, kind: str) -> tuple[int, int]:
-    turn = orientation(data, kind)
-    if kind == "TIFF":
-        page = first_page(data)
-        (height, width), turn = page.size, page.orientation
-    elif kind == "PNG":
-        header = png_header(data)
-        height, width = header.height, header.width
-    elif kind == "WebP":
-        height, width = _webp_size(data)
-    elif kind == "JPEG" and (turbo := jpeg_header(data)) is not None:
-        height, width = turbo[:2]
-    else:
-        width, height = _open_pillow(data, kind).size
-    return (width, height) if turn in SIDEWAYS else (height, width)
-
-
-def _decode_pillow(data: bytes, kind: str, max_pixels: int) -> RGB:
-    if kind == "WebP":
-        _check_pixels(*_webp_size(data), max_pixels)
-    image = _open_pillow(data, kind)
-    _check_pixels(image.height, image.width, max_pixels)
-    image.load()
-    return _upright(_to_rgb(image), orientation(data, kind))
-
-
-def _to_rgb(image: ImageFile) -> RGB:
-    # Otherwise convert() would warn, and look for a colour to keep apart.
-    image.info.pop("transparency", None)
-    plain = image.convert("L") if image.mode in ("1", "LA", "La") else image
-    return np.array(plain.convert("RGB"))
-
-
-# PNG and TIFF
-
-
-def _decode_png(data: bytes, max_pixels: int, depth: DepthConfig) -> RGB:
+def _png(data: bytes) -> _Header:
     header = png_header(data)
-    _check_pixels(header.height, header.width, max_pixels)
-    pixels = read_png(data, header)
-    if pixels.dtype != np.uint8:
-        pixels = to_8_bit(pixels, 16, depth)
-    return _upright(_three_channels(pixels), orientation(data, "PNG"))
+
+    def read(_: int, depth: DepthConfig) -> RGB:
+        pixels = read_png(data, header)
+        return _three_channels(pixels if pixels.dtype == np.uint8 else to_8_bit(pixels, 16, depth))
+
+    return _Header(header.height, header.width, orientation(data, "PNG"), read)
 
 
-def _decode_tiff(data: bytes, max_pixels: int, depth: DepthConfig) -> RGB:
+def _tiff(data: bytes) -> _Header:
     page = first_page(data)
-    _check_pixels(*page.size, max_pixels)
-    if page.has_values:
-        image = _values_to_rgb(page, max_pixels, depth)
-    else:
-        image = _to_rgb(_load_tiff(page_alone(page)))
-    return _upright(image, page.orientation)
 
+    def read(max_pixels: int, depth: DepthConfig) -> RGB:
+        if page.has_values:
+            return _values_to_rgb(page, max_pixels, depth)
+        with quiet():  # of all readers only TIFF's warns while loading
+            return _load(TiffImageFile(io.BytesIO(page_alone(page))))
 
-def _load_tiff(data: bytes) -> ImageFile:
-    image = _open_pillow(data, "TIFF")
-    with quiet():  # of all readers only TIFF's warns while loading
-        image.load()
-    return image
+    return _Header(*page.size, page.orientation, read)
 
 
 def _values_to_rgb(page: Page, max_pixels: int, depth: DepthConfig) -> RGB:
-    values = read_values(page, _VALUE_BYTES * max_pixels, lambda file: np.asarray(_load_tiff(file)))
-    pixels = values
-    if page.bits > 8:
-        pixels = to_8_bit(values, page.bits, depth, page.nodata)
+    def unpack(file: bytes) -> NDArray[np.uint8]:
+        with quiet():
+            return np.asarray(TiffImageFile(io.BytesIO(file)))
+
+    values = read_values(page, _VALUE_BYTES * max_pixels, unpack)
+    pixels = to_8_bit(values, page.bits, depth, page.nodata) if page.bits > 8 else values
     if page.photometric == WHITE_IS_ZERO:
         pixels = 255 - pixels
     if pixels.shape[2] == 4:
@@ -322,3 +316,13 @@ def _three_channels(pixels: NDArray[np.uint8]) -> RGB:
     if pixels.shape[2] == 1:
         return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), np.uint8)
     return np.ascontiguousarray(pixels)
+
+
+_HEADERS: dict[str, Callable[[bytes], _Header]] = {
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "TIFF": _tiff,
+    "WebP": _webp,
+    "BMP": partial(_with_pillow, kind="BMP"),
+    "GIF": partial(_with_pillow, kind="GIF"),
+}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from PIL import Image
 
-from af_pipeline.images.jpeg import segments
+from af_pipeline.images.jpeg import SCAN, segments
 
 SIDEWAYS = (5, 6, 7, 8)
 """The orientations in which the stored rows are the columns of the upright picture."""
@@ -50,8 +50,12 @@ def orientation(data: bytes, kind: str) -> int:
 def _exif(data: bytes, kind: str) -> bytes:
     """The EXIF block. Pillow's own readers take memory for more than that on opening."""
     if kind == "JPEG":
-        blocks = (data[start:end] for marker, start, end in segments(data) if marker == 0xE1)
-        return next((block for block in blocks if block.startswith(b"Exif\0\0")), b"")
+        for marker, start, end in segments(data):
+            if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
+                return data[start:end]
+            if marker == SCAN:
+                break
+        return b""
     if kind not in ("PNG", "WebP"):
         return b""
     position = 8 if kind == "PNG" else 12

@@ -25,7 +25,7 @@ _MAX_SCANS = 100
 # All but stuffed and fill bytes, restart markers and the others without a length.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _PROGRESSIVE = (0xC2, 0xCA)
-_SCAN, _END = 0xDA, 0xD9
+SCAN, _END = 0xDA, 0xD9
 _FRAMES = (0xC0, 0xC1, *_PROGRESSIVE, 0xC9)
 
 
@@ -72,40 +72,37 @@ def without_blemishes(data: bytes) -> bytes:
     1, an unknown Adobe transform the one that libjpeg takes in its stead, and the scan of a
     sequential frame gets the parameters that it must have. What lies behind a scan's data stays.
     """
-    kept, position, sequential, colours = [data[:2]], 2, True, 3
-    while match := _MARKER.search(data, position):
-        marker, end = match[0][1], match.end()
-        end += int.from_bytes(data[end : end + 2], "big") if marker != _END else 0
-        segment = bytearray(data[match.start() : end])
+    kept, sequential, colours = [data[:2]], True, 3
+    for marker, start, end in segments(data):
+        segment = bytearray(data[start - 4 : end])
         if marker in _FRAMES and len(segment) > 9:
             sequential, colours = marker not in _PROGRESSIVE, segment[9]
         if marker == 0xE0 and segment[4:9] == b"JFIF\0" and len(segment) > 9:
             segment[9] = 1
         if marker == 0xEE and segment[4:9] == b"Adobe" and len(segment) > 15:
             segment[15] = segment[15] if segment[15] < 3 else (2 if colours == 4 else 1)
-        if marker == _SCAN:
+        if marker == SCAN:
             if sequential:
                 segment[-3:] = b"\x00\x3f\x00"
             after = _MARKER.search(data, end)
-            end_of_scan = after.start() if after else len(data)
-            segment += data[end:end_of_scan]
-            end = end_of_scan
+            segment += data[end : after.start() if after else len(data)]
         if marker != 0xE2:
             kept.append(bytes(segment))
-        if marker == _END:
-            break
-        position = end
     return b"".join(kept)
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, first byte and end of the segments up to the data of the first scan."""
+    """Marker, first byte and end of each segment up to the end of the image.
+
+    What lies between them, such as the data of a scan, is passed over.
+    """
     position = 2
     while match := _MARKER.search(data, position):
         marker, start = match[0][1], match.end()
-        position = start + int.from_bytes(data[start : start + 2], "big")
-        if marker in (_SCAN, _END):
+        if marker == _END:
+            yield marker, start + 2, start
             return
+        position = start + int.from_bytes(data[start : start + 2], "big")
         yield marker, start + 2, position
 
 
@@ -120,41 +117,32 @@ def check_scans(data: bytes) -> None:
     decoder. Behind a first scan that has all colours of a frame that is not progressive nothing
     is searched for: no decoder reads on there. What is damaged is left to the decoder to find.
     """
-    position, scans, frame, parts = 2, 0, 0, b""
+    scans, frame, parts = 0, 0, b""
     # Of each part (colour) and coefficient, how many of its low bits are still to come.
     missing: dict[tuple[int, int], int] = {}
-    while match := _MARKER.search(data, position):
-        marker, position = match[0][1], match.end()
+    for marker, start, _ in segments(data):
         if marker in _FRAMES and not parts:
-            frame, parts = (
-                marker,
-                data[position + 8 : position + 8 + 3 * _byte(data, position + 7) : 3],
-            )
-        if marker == _SCAN:
+            frame, parts = marker, data[start + 6 : start + 6 + 3 * _byte(data, start + 5) : 3]
+        if marker == SCAN:
             scans += 1
             if scans > _MAX_SCANS:
                 raise ValueError(f"more than {_MAX_SCANS} scans")
-            if frame not in _PROGRESSIVE and _byte(data, position + 2) == len(parts):
+            if frame not in _PROGRESSIVE and _byte(data, start) == len(parts):
                 return
             missing = missing or {(part, place): 14 for part in parts for place in range(64)}
-            _enter(missing, data, position, frame in _PROGRESSIVE)
-        if marker == _END:  # end of image
-            break
-        position += int.from_bytes(data[position : position + 2], "big")
+            _enter(missing, data, start, frame in _PROGRESSIVE)
     if any(missing.values()):
         raise ValueError(f"truncated behind scan {scans}: more are missing")
 
 
-def _enter(
-    missing: dict[tuple[int, int], int], data: bytes, position: int, progressive: bool
-) -> None:
-    """Note what the scan at ``position`` brings."""
-    count = _byte(data, position + 2)
-    tail = data[position + 3 + 2 * count : position + 6 + 2 * count]
+def _enter(missing: dict[tuple[int, int], int], data: bytes, start: int, progressive: bool) -> None:
+    """Note what the scan with the segment at ``start`` brings."""
+    names = start + 1 + 2 * _byte(data, start)
+    tail = data[names : names + 3]
     if len(tail) < 3:
         return
     first, last, low = (tail[0], tail[1], tail[2] & 15) if progressive else (0, 63, 0)
-    for name in data[position + 3 : position + 3 + 2 * count : 2]:
+    for name in data[start + 1 : names : 2]:
         for place in range(first, min(last, 63) + 1):
             if (name, place) in missing:
                 missing[name, place] = low

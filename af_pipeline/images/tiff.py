@@ -19,10 +19,10 @@ _NEW_KIND, _OLD_KIND, _MORE_PAGES, _NODATA = 254, 255, 330, 42113
 RAW, JPEG, PACKBITS = 1, 7, 32773  # compressions
 BLACK_IS_ZERO, YCBCR = 1, 6  # photometric interpretations
 
-TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-TYPE_BYTES |= {16: 8, 17: 8, 18: 8}
 _INTEGER = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4"}
 _INTEGER |= {16: "u8", 17: "i8", 18: "u8"}
+TYPE_BYTES = {kind: int(name[1]) for kind, name in _INTEGER.items()}
+TYPE_BYTES |= {2: 1, 5: 8, 7: 1, 10: 8, 11: 4, 12: 8}
 _MOST_PAGES = 1000
 # A tile is unpacked whole, so it may exceed the picture only so far.
 _ALWAYS_FINE_TILE = 4096 * 4096

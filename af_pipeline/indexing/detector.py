@@ -11,7 +11,12 @@ from af_pipeline.indexing.stages import DetectorSource
 from af_pipeline.models.checkpoint import load_detector
 from af_pipeline.models.detector import Detector
 from af_pipeline.models.info import checkpoint_hash
-from af_pipeline.models.predictor import TorchPredictor, pick_device, predictor_options
+from af_pipeline.models.predictor import (
+    TorchPredictor,
+    answered_names,
+    pick_device,
+    predictor_options,
+)
 from af_pipeline.settings.index import IndexConfig
 
 
@@ -31,12 +36,13 @@ def detector_from_config(config: IndexConfig) -> DetectorSource:
     if not any(pool.num_gpus for pool in config.ray.pools):
         pick_device(config.device)
     detector, info = load_detector(config.checkpoint)
+    names = answered_names(config, info)
     options = {
         # The reference goes as bytes: Ray then keeps the object as long as this driver lives,
         # also for actors that restart late.
         "detector": ray.cloudpickle.dumps(ray.put(detector)),
         "device": config.device,
-        **predictor_options(config),
+        "options": predictor_options(config),
+        "class_names": names,
     }
-    names = ("object",) if config.finds == "proposals" else info.class_names
     return DetectorSource(shared_predictor, options, names, checkpoint_hash(config.checkpoint))

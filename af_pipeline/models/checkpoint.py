@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +14,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from af_pipeline.models.dense import AutoFocusDetector
 from af_pipeline.models.detector import Detector
 from af_pipeline.models.info import CheckpointError, CheckpointInfo, info_path, load_info
-from af_pipeline.models.rcnn import FasterRCNN
+from af_pipeline.settings.train import ModelConfig
 
+# Kind of detector -> what builds it of a number of classes and a `ModelConfig`.
+DETECTORS = {
+    "dense": "af_pipeline.models.dense:DenseDetector",
+    "faster_rcnn": "af_pipeline.models.rcnn:FasterRCNN",
+}
 _DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # of all detectors' tensors
 
 
-def build_detector(model: dict[str, Any], num_classes: int) -> Detector:
-    """Detector from a checkpoint's or a config's model section.
+def build_detector(model: Mapping[str, Any], num_classes: int) -> Detector:
+    """Detector with random weights from a checkpoint's or a config's model section.
 
-    ``kind`` is ``dense`` (also where it is missing) or ``faster_rcnn``; optional keys that are
-    missing take the detector's defaults, keys of others are not its business. Raises ValueError
-    for what cannot be built.
+    Keys that are missing take the defaults of `ModelConfig`; keys that it does not know are
+    none of the detector's business. Raises ValueError for what cannot be built.
     """
-    kind = model.get("kind", "dense")
-    if kind == "dense":
-        if model.get("neck", "fpn") != "fpn":
-            raise ValueError(f"kind=dense takes neck=fpn, found neck={model['neck']}")
-        return AutoFocusDetector(num_classes, **_arguments(model, ("head_depth",), ("norm",)))
-    if kind == "faster_rcnn":
-        optional = ("neck", "norm", "anchor_sizes", "anchor_ratios")
-        return FasterRCNN(num_classes, **_arguments(model, (), optional))
-    raise ValueError(f"unknown kind {kind!r}; known: dense, faster_rcnn")
-
-
-def _arguments(
-    model: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...]
-) -> dict[str, Any]:
-    names = ("backbone", "width", "channels", *required, *(k for k in optional if k in model))
-    return {name: model[name] for name in names}
+    known = {key: value for key, value in model.items() if key in ModelConfig.model_fields}
+    config = ModelConfig(**known)
+    return pkgutil.resolve_name(DETECTORS[config.kind])(num_classes, config)
 
 
 def save_checkpoint(weights: str | Path, state: dict[str, Tensor], info: CheckpointInfo) -> None:
@@ -50,14 +43,8 @@ def save_checkpoint(weights: str | Path, state: dict[str, Tensor], info: Checkpo
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, str(partial))
-    text = {
-        "schema_version": info.schema_version,
-        "class_names": list(info.class_names),
-        "model": info.model,
-        "training": info.training,
-    }
     partial_info = path.with_suffix(".json.partial")
-    partial_info.write_text(json.dumps(text, indent=2) + "\n")
+    partial_info.write_text(json.dumps(asdict(info), indent=2) + "\n")
     partial_info.replace(info_path(path))
     partial.replace(path)
 

@@ -1,5 +1,8 @@
-"""The light one-stage detector with a FocusPixel head, for CPUs and small GPUs.
+"""The light one-stage detector with a FocusPixel head, for CPUs and small GPUs, and its losses.
 
+Assignment is task-aligned (TOOD, Feng et al. 2021 §3.2): an anchor point is positive for a box
+when it is among the ``topk`` points inside it by score^alpha * IoU^beta. Boxes outside the
+valid range of a chip (SNIP) are *ignored*: points inside them are neither positive nor negative.
 Coordinates are network-input px of a chip, half-open boxes x0, y0, x1, y1.
 """
 
@@ -12,21 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, complete_box_iou_loss
 
-from af_pipeline.models.backbones import STRIDES, build_backbone
+from af_pipeline.models.backbones import STRIDES, build_backbone, focus_input
 from af_pipeline.models.detector import (
-    INPUT_MULTIPLE,
-    MAX_DETECTIONS,
+    DEFAULT,
     Detector,
     Output,
+    Selection,
     Targets,
     own_points,
     select_detections,
     select_proposals,
 )
-from af_pipeline.models.focus_head import FocusHead, focus_input, focus_loss
-from af_pipeline.models.task_aligned import detection_losses
+from af_pipeline.models.focus_head import FocusHead, focus_loss
+from af_pipeline.settings.train import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -39,25 +42,17 @@ class RawOutput:
     focus: Tensor
 
 
-class AutoFocusDetector(Detector):
+class DenseDetector(Detector):
     """Any backbone, FPN at strides 8, 16, 32, shared dense head, FocusPixel head."""
 
     loss_names = ("class", "box", "focus")
 
-    def __init__(
-        self,
-        num_classes: int,
-        backbone: str = "mobilenet_v2",
-        width: float = 1.0,
-        channels: int = 96,
-        head_depth: int = 2,
-        norm: str = "bn",
-    ) -> None:
+    def __init__(self, num_classes: int, model: ModelConfig) -> None:
         super().__init__(num_classes)
-        self.backbone = build_backbone(backbone, width, norm)
-        self.fpn = FeaturePyramidNetwork(self.backbone.out_channels, channels)
-        self.head = DenseHead(channels, num_classes, head_depth, len(STRIDES))
-        self.focus_head = FocusHead(2 * channels, channels)
+        self.backbone = build_backbone(model.backbone, model.width, model.norm)
+        self.fpn = FeaturePyramidNetwork(self.backbone.out_channels, model.channels)
+        self.head = DenseHead(model.channels, num_classes, model.head_depth, len(STRIDES))
+        self.focus_head = FocusHead(2 * model.channels, model.channels)
 
     def raw(self, batch: Tensor) -> RawOutput:
         """Dense predictions of a batch uint8 [N, 3, H, W] before any selection."""
@@ -82,12 +77,7 @@ class AutoFocusDetector(Detector):
 
     @torch.inference_mode()
     def forward(
-        self,
-        batch: Tensor,
-        sizes: Tensor,
-        min_score: float = 0.01,
-        nms_iou: float = 0.6,
-        max_detections: int = MAX_DETECTIONS,
+        self, batch: Tensor, sizes: Tensor, selection: Selection = DEFAULT
     ) -> tuple[list[Output], Tensor]:
         """Detections of each chip and FocusPixel probabilities; see `Detector.forward`."""
         out = self.raw(batch)
@@ -95,22 +85,18 @@ class AutoFocusDetector(Detector):
         outputs = []
         for score, box, size in zip(scores, out.boxes, sizes, strict=True):
             own = own_points(out.points, size)
-            outputs.append(
-                select_detections(
-                    score[own], box[own, None], size, min_score, nms_iou, most=max_detections
-                )
-            )
+            outputs.append(select_detections(score[own], box[own, None], size, selection))
         return outputs, out.focus.sigmoid()
 
     @torch.inference_mode()
-    def proposals(self, batch: Tensor, sizes: Tensor, count: int = 300) -> list[Output]:
+    def proposals(self, batch: Tensor, sizes: Tensor) -> list[Output]:
         """The likeliest boxes by their best class score; see `Detector.proposals`."""
         out = self.raw(batch)
         scores = out.class_logits.amax(-1).sigmoid()
         outputs = []
         for score, box, size in zip(scores, out.boxes, sizes, strict=True):
             own = own_points(out.points, size)
-            outputs.append(select_proposals(score[own], box[own], size, count))
+            outputs.append(select_proposals(score[own], box[own], size))
         return outputs
 
 
@@ -125,9 +111,6 @@ def _points(rows: int, columns: int, stride: int, device: torch.device) -> Tenso
 def _to_boxes(points: Tensor, distances: Tensor) -> Tensor:
     """Points [A, 2] and distances [N, A, 4] (left, top, right, bottom px) -> xyxy [N, A, 4]."""
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1)
-
-
-__all__ = ["INPUT_MULTIPLE", "AutoFocusDetector", "Detector", "Output", "RawOutput"]
 
 
 class Tower(nn.Module):
@@ -195,3 +178,119 @@ class DenseHead(nn.Module):
             logits = self.class_logits(classes.float())
             distances = F.softplus(self.box_distances(boxes.float()))
         return logits.flatten(2).transpose(1, 2), distances.flatten(2).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """scores [N, A, C] soft class targets; box_index [N, A]; positive, negative [N, A] bool."""
+
+    scores: Tensor
+    box_index: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
+    """IoU of boxes [N, M, 4] against [N, A, 4] -> [N, M, A]."""
+    a, b = boxes_a[:, :, None], boxes_b[:, None]
+    low = torch.maximum(a[..., :2], b[..., :2])
+    high = torch.minimum(a[..., 2:], b[..., 2:])
+    intersection = (high - low).clamp(min=0).prod(-1)
+    area_a = (a[..., 2:] - a[..., :2]).clamp(min=0).prod(-1)
+    area_b = (b[..., 2:] - b[..., :2]).clamp(min=0).prod(-1)
+    return intersection / (area_a + area_b - intersection).clamp(min=1e-6)
+
+
+def points_inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """Which points [A, 2] lie inside which boxes [N, M, 4] -> bool [N, M, A]."""
+    low = points[None, None] > boxes[:, :, None, :2]
+    high = points[None, None] < boxes[:, :, None, 2:]
+    return (low & high).all(-1)
+
+
+@torch.no_grad()
+def assign(
+    class_scores: Tensor,
+    predicted_boxes: Tensor,
+    points: Tensor,
+    targets: Targets,
+    topk: int = 10,
+    alpha: float = 1.0,
+    beta: float = 6.0,
+) -> Assignment:
+    """Task-aligned assignment of class_scores [N, A, C], boxes [N, A, 4], points [A, 2]."""
+    n, num_points, num_classes = class_scores.shape
+    num_boxes = targets.boxes.shape[1]
+    if num_boxes == 0:
+        empty = torch.zeros(n, num_points, dtype=torch.bool, device=points.device)
+        return Assignment(torch.zeros_like(class_scores), empty.long(), empty, ~empty)
+    inside = points_inside(points, targets.boxes)
+    candidate = _own_points(inside, points, targets.boxes) & targets.valid[..., None]
+    iou = pairwise_iou(targets.boxes, predicted_boxes)
+    index = targets.labels[..., None].expand(-1, -1, num_points)
+    score = class_scores.transpose(1, 2).gather(1, index)
+    metric = (score**alpha * iou**beta + 1e-9) * candidate
+    best = metric.topk(min(topk, num_points), dim=-1).indices
+    chosen = torch.zeros_like(candidate).scatter_(-1, best, True) & candidate
+    # A point claimed by several boxes goes to the one it overlaps most.
+    claim = torch.where(chosen, iou + 1e-9, iou.new_zeros(()))
+    value, box_index = claim.max(dim=1)
+    positive = value > 0
+    won = chosen & F.one_hot(box_index, num_boxes).transpose(1, 2).bool()
+    soft = _normalised(metric * won, iou * won)
+    target = soft.gather(1, box_index[:, None]).squeeze(1) * positive
+    label = targets.labels.gather(1, box_index)
+    scores = F.one_hot(label, num_classes).to(class_scores.dtype) * target[..., None]
+    dont_care = (inside & targets.ignored[..., None]).any(1)
+    return Assignment(scores, box_index, positive, ~positive & ~dont_care)
+
+
+def _own_points(inside: Tensor, points: Tensor, boxes: Tensor) -> Tensor:
+    """Points of each box [N, M, A]: those inside, or the nearest where a thin box holds none."""
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    nearest = torch.cdist(centre, points.expand(len(boxes), -1, -1)).argmin(-1, keepdim=True)
+    alone = torch.zeros_like(inside).scatter_(-1, nearest, True)
+    return torch.where(inside.any(-1, keepdim=True), inside, alone)
+
+
+def _normalised(metric: Tensor, iou: Tensor) -> Tensor:
+    """Scale each box's metric [N, M, A] so that its best point scores its best IoU."""
+    top = metric.amax(-1, keepdim=True)
+    return metric / top.clamp(min=1e-12) * iou.amax(-1, keepdim=True)
+
+
+def detection_losses(
+    class_logits: Tensor, predicted_boxes: Tensor, points: Tensor, targets: Targets
+) -> dict[str, Tensor]:
+    """Class and box losses of a batch: logits [N, A, C], boxes [N, A, 4] xyxy chip px.
+
+    Positive points learn the soft target by cross-entropy, negatives are down-weighted by their
+    own score (varifocal loss, Zhang et al. 2021 eq. 2: alpha 0.75, gamma 2).
+    """
+    scores = class_logits.sigmoid()
+    assigned = assign(scores.detach(), predicted_boxes.detach(), points, targets)
+    normaliser = assigned.scores.sum().clamp(min=1.0)
+    cross_entropy = F.binary_cross_entropy_with_logits(
+        class_logits, assigned.scores, reduction="none"
+    )
+    is_target = assigned.scores > 0
+    weight = torch.where(is_target, assigned.scores, 0.75 * scores.detach() ** 2)
+    counted = (assigned.positive | assigned.negative)[..., None]
+    class_loss = (cross_entropy * weight * counted).sum() / normaliser
+    return {
+        "class": class_loss,
+        "box": _box_loss(predicted_boxes, targets, assigned) / normaliser,
+    }
+
+
+def _box_loss(predicted: Tensor, targets: Targets, assigned: Assignment) -> Tensor:
+    """Complete-IoU loss summed over positive points, weighted by their soft target."""
+    weight = assigned.scores.sum(-1)
+    # The aspect term of a box without area is 0/0, which no weight would undo.
+    learned = assigned.positive & (predicted[..., 2:] > predicted[..., :2]).all(-1)
+    if not bool(learned.any()):
+        return predicted.sum() * 0.0
+    index = assigned.box_index[..., None].expand(-1, -1, 4)
+    wanted = targets.boxes.gather(1, index)[learned]
+    loss = complete_box_iou_loss(predicted[learned], wanted)
+    return (loss * weight[learned]).sum()

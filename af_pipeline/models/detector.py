@@ -20,13 +20,28 @@ LEAST_CANDIDATES = 3000  # boxes that may enter the NMS of one chip, and as many
 CANDIDATES_PER_DETECTION = 5  # detections that may leave it, where that is more
 PROPOSAL_IOU = 0.7  # overlap at which a proposal suppresses another (SNIPER and its RPN)
 MIN_SIDE = 1.0  # sides of the least proposal, px
-
-IGNORE = -1  # label of what gives no loss
-CROWD_SHARE = 0.5  # so much of a box inside a crowd makes it one of the crowd
+PROPOSALS = 300  # a chip, as in SNIPER
+PRE_NMS = 2000  # proposals of a chip that enter the NMS
 
 INPUT_MULTIPLE = 32  # network input sides must be multiples of the coarsest stride
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255, torchvision's ImageNet statistics
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which boxes of a chip are its detections.
+
+    Those of ``min_score`` or more, after an NMS at IoU ``nms_iou`` among each class, and of them
+    the best ``most``.
+    """
+
+    min_score: float = 0.01
+    nms_iou: float = 0.6
+    most: int = MAX_DETECTIONS
+
+
+DEFAULT = Selection()
 
 
 class Detector(nn.Module, ABC):
@@ -70,30 +85,22 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        batch: Tensor,
-        sizes: Tensor,
-        min_score: float = 0.01,
-        nms_iou: float = 0.6,
-        max_detections: int = MAX_DETECTIONS,
+        self, batch: Tensor, sizes: Tensor, selection: Selection = DEFAULT
     ) -> tuple[list[Output], Tensor]:
         """Detections of each chip of a batch uint8 [N, 3, H, W] and FocusPixel probabilities.
 
         ``sizes`` int [N, 2] are the (height, width) of the chips inside the padded batch, which
         detections never leave; the probabilities are [N, H/16, W/16]. What a chip has beyond
-        ``max_detections`` is counted in its `Output`.
+        the ``selection``'s number is counted in its `Output`.
         """
 
     @abstractmethod
-    def proposals(self, batch: Tensor, sizes: Tensor, count: int = 300) -> list[Output]:
+    def proposals(self, batch: Tensor, sizes: Tensor) -> list[Output]:
         """The likeliest object boxes of each chip whatever their class: labels are 0.
 
-        At most ``count`` a chip, of any size, after NMS at IoU 0.7. Where they lie far from
-        every object they make negative chips (SNIPER §3.2).
+        At most 300 a chip, of any size, after NMS at IoU 0.7. Where they lie far from every
+        object they make negative chips (SNIPER §3.2).
         """
-
-
-__all__ = ["INPUT_MULTIPLE", "Detector", "Output"]
 
 
 @dataclass(frozen=True)
@@ -113,17 +120,6 @@ class Targets:
     crowd: Tensor
     focus: Tensor
     ranges: Tensor
-
-
-def share_inside(boxes: Tensor, crowd: Tensor) -> Tensor:
-    """Largest share [A] of each box [A, 4] that lies inside one of ``crowd`` [K, 4]."""
-    if not len(crowd):
-        return boxes.new_zeros(len(boxes))
-    low = torch.maximum(boxes[:, None, :2], crowd[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], crowd[None, :, 2:])
-    inside = (high - low).clamp(min=0).prod(-1)
-    area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1).clamp(min=1e-6)
-    return (inside / area[:, None]).amax(1)
 
 
 @dataclass(frozen=True)
@@ -151,22 +147,14 @@ def clipped(boxes: Tensor, size: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def select_detections(
-    scores: Tensor,
-    boxes: Tensor,
-    size: Tensor,
-    min_score: float,
-    nms_iou: float,
-    *,
-    most: int = MAX_DETECTIONS,
-) -> Output:
+def select_detections(scores: Tensor, boxes: Tensor, size: Tensor, selection: Selection) -> Output:
     """Detections of one chip: scores [A, C], boxes [A, C, 4] or, for all classes, [A, 1, 4].
 
-    NMS at ``nms_iou`` is class by class; boxes are cut to ``size``. At most ``most`` are kept,
-    and not all boxes enter the NMS where there are very many; the others are counted.
+    Boxes are cut to ``size``. Not all of them enter the NMS where there are very many; those
+    left out are counted.
     """
-    limit = max(LEAST_CANDIDATES, CANDIDATES_PER_DETECTION * most)
-    point, label = (scores >= min_score).nonzero(as_tuple=True)
+    limit = max(LEAST_CANDIDATES, CANDIDATES_PER_DETECTION * selection.most)
+    point, label = (scores >= selection.min_score).nonzero(as_tuple=True)
     score = scores[point, label]
     dropped = max(0, len(score) - limit)
     if dropped:
@@ -175,9 +163,9 @@ def select_detections(
     box = clipped(boxes[point, label.clamp(max=boxes.shape[1] - 1)], size)
     solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
     box, score, label = box[solid], score[solid], label[solid]
-    chosen = batched_nms(box, score, label, nms_iou)
-    dropped += max(0, len(chosen) - most)
-    chosen = chosen[:most]
+    chosen = batched_nms(box, score, label, selection.nms_iou)
+    dropped += max(0, len(chosen) - selection.most)
+    chosen = chosen[: selection.most]
     return Output(box[chosen], score[chosen], label[chosen], dropped)
 
 
@@ -185,11 +173,10 @@ def select_proposals(
     scores: Tensor,
     boxes: Tensor,
     size: Tensor,
-    count: int,
     limits: tuple[float, float] = (0.0, math.inf),
-    pre_nms: int = 2000,
+    pre_nms: int = PRE_NMS,
 ) -> Output:
-    """The best ``count`` class-agnostic boxes of one chip: scores [A], boxes [A, 4].
+    """The best 300 class-agnostic boxes of one chip: scores [A], boxes [A, 4].
 
     Boxes are cut to ``size``; those whose sqrt(area) in px is not above and up to ``limits`` go
     *before* NMS, as in SNIPER, so that they suppress nothing. ``pre_nms`` bounds what enters it.
@@ -201,5 +188,5 @@ def select_proposals(
     boxes, scores = boxes[keep], scores[keep]
     scores, order = scores.topk(min(pre_nms, len(scores)))
     boxes = boxes[order]
-    chosen = nms(boxes, scores, PROPOSAL_IOU)[:count]
+    chosen = nms(boxes, scores, PROPOSAL_IOU)[:PROPOSALS]
     return Output(boxes[chosen], scores[chosen], torch.zeros_like(chosen))

@@ -1,18 +1,17 @@
-"""Heads: dense class and box prediction shared by all levels, and the FocusPixel head."""
+"""The FocusPixel head and its loss (AutoFocus §3.1)."""
 
 from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from af_pipeline.models.detector import IGNORE
+from af_pipeline.core.focus import IGNORE
 
 
 class FocusHead(nn.Module):
-    """FocusPixel head (AutoFocus §3.1): 3x3 conv, 1x1 conv, one logit per stride-16 cell."""
+    """FocusPixel head: 3x3 conv, 1x1 conv, one logit per stride-16 cell."""
 
     def __init__(self, in_channels: int, hidden: int) -> None:
         super().__init__()
@@ -26,15 +25,6 @@ class FocusHead(nn.Module):
         """Map [N, C, H/16, W/16] -> focus logits [N, H/16, W/16]."""
         x = F.relu(self.hidden(F.relu(self.mix(stride16))))
         return self.logit(x).squeeze(1)
-
-
-def focus_input(stride8: Tensor, stride16: Tensor) -> Tensor:
-    """Levels [N, C, H/8, W/8] and [N, C, H/16, W/16] side by side at stride 16: [N, 2C, ...].
-
-    The finer level, max-pooled, is there since the objects that a FocusPixel must notice are
-    the ones too small for the stride-16 level.
-    """
-    return torch.cat([F.max_pool2d(stride8, 2), stride16], dim=1)
 
 
 def focus_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops import FrozenBatchNorm2d
 
 from af_pipeline.core.cascade import Prediction
 from af_pipeline.core.focus import STRIDE
 from af_pipeline.core.lanes import Lane
 from af_pipeline.models.checkpoint import load_detector
-from af_pipeline.models.detector import INPUT_MULTIPLE, MAX_DETECTIONS, Detector, Output
-from af_pipeline.models.fold import folded
+from af_pipeline.models.dense import Tower
+from af_pipeline.models.detector import DEFAULT, INPUT_MULTIPLE, Detector, Output, Selection
+from af_pipeline.models.info import CheckpointInfo
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.sniper.sample import PAD_VALUE
 
 Switch = bool | Literal["auto"]
+AnyDetector = TypeVar("AnyDetector", bound=Detector)
 
 
 def pad_batch(
@@ -40,42 +48,49 @@ def pad_batch(
     return batch
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictorOptions:
+    """How a `TorchPredictor` answers.
+
+    ``pad_to_lane``: one shape for all forwards of a lane; ``proposals``: answer with the
+    detector's class-agnostic proposals, label 0, for negative chips: ``selection`` then plays no
+    part and the focus maps are zeros.
+    """
+
+    bf16: Switch = "auto"
+    pad_to_lane: bool = False
+    selection: Selection = DEFAULT
+    proposals: bool = False
+
+
 class TorchPredictor:
-    """Callable for `af_pipeline.core.cascade.look`, holding one detector on one device.
+    """A `Predictor` of the cascade that holds one detector on one device.
 
-    With ``proposals`` it answers with the detector's class-agnostic proposals, label 0, for
-    negative chips; ``min_score`` and ``nms_iou`` then play no part and the focus maps are zeros.
-
-    On a CPU the cascade makes ``threads`` forwards at once, each on one core: two small chips side
-    by side take less time than one after the other on two cores. With ``threads`` 1 a forward
-    has the threads that torch is set to.
+    ``class_names`` by label. On a CPU the cascade makes ``threads`` forwards at once, each on one
+    core: two small chips side by side take less time than one after the other on two cores. With
+    ``threads`` 1 a forward has the threads that torch is set to.
     """
 
     def __init__(
         self,
         detector: Detector,
         device: torch.device,
-        bf16: Switch = "auto",
-        pad_to_lane: bool = False,
-        min_score: float = 0.01,
-        nms_iou: float = 0.6,
-        proposals: bool = False,
+        *,
+        options: PredictorOptions | None = None,
+        class_names: Sequence[str] = (),
         threads: int = 1,
-        max_detections: int = MAX_DETECTIONS,
     ) -> None:
+        self.options, self.class_names = options or PredictorOptions(), tuple(class_names)
         self.detector = folded(detector).to(device)
-        self.device, self.pad_to_lane = device, pad_to_lane
-        self.bf16 = use_bf16(bf16, device)
+        self.device, self.bf16 = device, use_bf16(self.options.bf16, device)
         if self.bf16:
             _halve(self.detector.backbone)
-        self.min_score, self.nms_iou = min_score, nms_iou
-        self.proposals, self.max_detections = proposals, max_detections
         self.spread = _spread(threads) if threads > 1 and device.type == "cpu" else map
 
     @torch.inference_mode()
     def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> list[Prediction]:
         """Crops uint8 [h, w, 3] RGB that fit ``lane`` -> predictions in network px."""
-        batch = pad_batch(crops, (lane.height, lane.width) if self.pad_to_lane else None)
+        batch = pad_batch(crops, (lane.height, lane.width) if self.options.pad_to_lane else None)
         tensor = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)
         sizes = torch.tensor([crop.shape[:2] for crop in crops])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -95,8 +110,8 @@ class TorchPredictor:
         ]
 
     def _answers(self, batch: Tensor, sizes: Tensor) -> tuple[list[Output], Tensor]:
-        if not self.proposals:
-            return self.detector(batch, sizes, self.min_score, self.nms_iou, self.max_detections)
+        if not self.options.proposals:
+            return self.detector(batch, sizes, self.options.selection)
         count, _, height, width = batch.shape
         focus = torch.zeros(count, height // STRIDE, width // STRIDE)
         return self.detector.proposals(batch, sizes), focus
@@ -119,17 +134,21 @@ def _take_one_core() -> None:
     torch.get_num_threads()  # fixes it for this thread, whatever others set later
 
 
-def predictor_options(config: IndexConfig) -> dict[str, Any]:
+def predictor_options(config: IndexConfig) -> PredictorOptions:
     """What an index config says of its `TorchPredictor`, detector and device apart."""
-    return {
-        "bf16": config.bf16,
-        "pad_to_lane": config.lanes.pad,
-        # Stacking only lowers scores: what is below its bound is never written.
-        "min_score": max(config.detector_score, config.stack.min_score),
-        "nms_iou": config.detector_nms,
-        "max_detections": config.detector_max,
-        "proposals": config.finds == "proposals",
-    }
+    # Stacking only lowers scores: what is below its bound is never written.
+    least = max(config.detector_score, config.stack.min_score)
+    return PredictorOptions(
+        bf16=config.bf16,
+        pad_to_lane=config.lanes.pad,
+        selection=Selection(least, config.detector_nms, config.detector_max),
+        proposals=config.finds == "proposals",
+    )
+
+
+def answered_names(config: IndexConfig, info: CheckpointInfo) -> tuple[str, ...]:
+    """The class names of an index config's predictor, by label."""
+    return ("object",) if config.finds == "proposals" else info.class_names
 
 
 def load_predictor(config: IndexConfig, threads: int = 0) -> TorchPredictor:
@@ -138,9 +157,14 @@ def load_predictor(config: IndexConfig, threads: int = 0) -> TorchPredictor:
     Raises CheckpointError or DeviceError.
     """
     device = pick_device(config.device)
-    detector, _ = load_detector(config.checkpoint)
-    threads = threads or os.cpu_count() or 1
-    return TorchPredictor(detector, device, threads=threads, **predictor_options(config))
+    detector, info = load_detector(config.checkpoint)
+    return TorchPredictor(
+        detector,
+        device,
+        options=predictor_options(config),
+        class_names=answered_names(config, info),
+        threads=threads or os.cpu_count() or 1,
+    )
 
 
 class DeviceError(ValueError):
@@ -167,3 +191,31 @@ def use_bf16(switch: Switch, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+# ---- folding
+
+
+def folded(detector: AnyDetector) -> AnyDetector:
+    """A copy in eval mode whose batch norms are part of the convolutions before them.
+
+    It does the same with fewer passes over memory. Frozen batch norms too; group norms stay, they
+    depend on the input. For inference only: its state dict no longer fits the checkpoint's.
+    """
+    copied = copy.deepcopy(detector).eval()
+    for module in list(copied.modules()):
+        if isinstance(module, Tower):
+            module.fold()
+            continue
+        children = dict(module.named_children())
+        pairs = [  # conv1, bn1 and so on: torchvision's residual blocks and stems
+            (name, name.replace("conv", "bn"))
+            for name in children
+            if re.fullmatch(r"conv\d+", name)
+        ]
+        for first, second in pairwise(children) if isinstance(module, nn.Sequential) else pairs:
+            conv, norm = children[first], children.get(second)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+                setattr(module, first, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var]
+                setattr(module, second, nn.Identity())
+    return copied

@@ -17,12 +17,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
 
-from af_pipeline.models.backbones import Backbone, MobileNetV2Features
+from af_pipeline.models.backbones import Backbone
 from af_pipeline.models.checkpoint import load_detector
 from af_pipeline.models.detector import Detector
 from af_pipeline.models.info import info_path
 
 COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have none, nobody misses it
+
+# A backbone's part of torchvision's names: (what ours have before them, the pattern of theirs
+# without the classifying end).
+BODIES = {
+    "mobilenet_v2": ("blocks.", r"(\d|1[0-6])\."),
+    "resnet50": ("", r"(conv1|bn1|layer\d)\."),
+    "resnet101": ("", r"(conv1|bn1|layer\d)\."),
+}
 
 # What follows the body in torchvision's detectors, each read by the next: (pattern of our
 # names, the part that feeds it). A part is taken whole or not at all.
@@ -118,8 +126,8 @@ def _today(name: str) -> str:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_pretrained` did: ``used`` and ``left_out`` are names in the weights,
-    ``initialised`` names of the detector that kept their random start.
+    """What was taken of ``weights``: ``used`` and ``left_out`` are names in them, ``initialised``
+    names of the detector that kept their random start.
     """
 
     weights: str
@@ -134,6 +142,27 @@ class LoadReport:
         )
 
 
+def start_from(detector: Detector, weights: str) -> LoadReport:
+    """Start ``detector`` from a checkpoint of this project or, else, as `load_pretrained` does.
+
+    Of a checkpoint (.safetensors with its json beside it) every entry of the same name and shape
+    is used: all of them for the same detector, all but the last layers for other classes. Raises
+    PretrainedError where the backbone is another one, CheckpointError for a broken checkpoint.
+    """
+    if Path(weights).suffix != ".safetensors" or not info_path(weights).is_file():
+        return load_pretrained(detector, weights)
+    theirs = load_detector(weights)[0].state_dict()
+    own = detector.state_dict()
+    same = {n: n for n, value in own.items() if n in theirs and theirs[n].shape == value.shape}
+    strange = [name for name in own if name.startswith("backbone.") and name not in same]
+    if strange:
+        raise PretrainedError(
+            f"checkpoint {weights} has another backbone ({strange[0]!r} does not fit): set "
+            "model.backbone, width and norm as in its json, or leave model.weights out"
+        )
+    return _take(detector, theirs, same, weights)
+
+
 def load_pretrained(detector: Detector, weights: str) -> LoadReport:
     """Start ``detector`` from torchvision weights: a file or a name, see `read_weights`.
 
@@ -146,19 +175,33 @@ def load_pretrained(detector: Detector, weights: str) -> LoadReport:
     kind or their body is not the detector's.
     """
     state = read_weights(weights, detector.backbone.name)
-    prefix = _body_prefix(state, weights)
+    body = _body_prefix(state, weights)
     own = detector.state_dict()
-    chosen = _body_names(detector.backbone, own, state, prefix, weights)
-    if prefix == "backbone.body.":
-        chosen |= _part_names(own, state)
-    with torch.no_grad():
-        detector.load_state_dict(own | {name: state[source] for name, source in chosen.items()})
+    names = {name: _their_name(name, state, body, detector.backbone.name) for name in own}
+    wanted = {ours: theirs for ours, theirs in names.items() if ours.startswith("backbone.")}
+    _check_body(detector.backbone, wanted, state, body, weights)
+    chosen = {ours: theirs for ours, theirs in wanted.items() if theirs in state}
+    taken = {"body"} if body == "backbone.body." else set()
+    for part, (pattern, feeder) in PARTS.items():
+        wanted = {ours: theirs for ours, theirs in names.items() if re.match(pattern, ours)}
+        fits = all(n in state and state[n].shape == own[o].shape for o, n in wanted.items())
+        if wanted and fits and feeder in taken and not _extras(part, wanted.values(), state):
+            taken.add(part)
+            chosen |= wanted
+    return _take(detector, state, chosen, weights)
+
+
+def _take(
+    detector: Detector, state: dict[str, Tensor], chosen: dict[str, str], weights: str
+) -> LoadReport:
+    """Load the entries ``chosen``: our names -> theirs in ``state``."""
+    detector.load_state_dict({o: state[n] for o, n in chosen.items()}, strict=False)
     used = set(chosen.values())
     return LoadReport(
         weights,
         tuple(name for name in state if name in used and not name.endswith(COUNTER)),
         tuple(name for name in state if name not in used and not name.endswith(COUNTER)),
-        tuple(name for name in own if name not in chosen and not name.endswith(COUNTER)),
+        tuple(n for n in detector.state_dict() if n not in chosen and not n.endswith(COUNTER)),
     )
 
 
@@ -177,90 +220,50 @@ def _body_prefix(state: dict[str, Tensor], weights: str) -> str:
     )
 
 
-def _body_names(
-    backbone: Backbone,
-    own: dict[str, Tensor],
-    state: dict[str, Tensor],
-    prefix: str,
-    weights: str,
-) -> dict[str, str]:
-    """Our names of the body -> theirs. Raises PretrainedError unless all is there and fits."""
-    inner = "blocks." if isinstance(backbone, MobileNetV2Features) else ""
-    found = {
-        f"backbone.{inner}{name.removeprefix(prefix)}": name
-        for name in state
-        if name.startswith(prefix)
-    }
-    wanted = [name for name in own if name.startswith("backbone.") and not name.endswith(COUNTER)]
-    _check_norms(backbone, found, weights)
-    missing = [name for name in wanted if name not in found]
-    surplus = [name for ours, name in found.items() if ours not in own and _is_body(ours)]
+def _their_name(name: str, state: dict[str, Tensor], body: str, backbone: str) -> str:
+    """Name of our entry ``name`` in ``state``, whose body's names begin with ``body``.
+
+    Their pyramid has finer levels than ours, both end at stride 32; their RPN has one output
+    for all levels, ours one for each.
+    """
+    if name.startswith("backbone."):
+        return body + name.removeprefix("backbone.").removeprefix(BODIES[backbone][0])
+    level = re.match(r"(?:neck\.)?fpn\.(inner|layer)_blocks\.(\d+)\.(.*)", name)
+    if level:
+        levels = len({n.split(".")[3] for n in state if n.startswith("backbone.fpn.inner_blocks.")})
+        index = int(level.group(2)) + levels - 3
+        return f"backbone.fpn.{level.group(1)}_blocks.{index}.{level.group(3)}"
+    return re.sub(r"^(rpn\.head\.(?:cls_logits|bbox_pred))\.\d+\.", r"\1.", name)
+
+
+def _check_body(
+    backbone: Backbone, wanted: dict[str, str], state: dict[str, Tensor], body: str, weights: str
+) -> None:
+    """Raise PretrainedError unless all ``wanted`` of the body, our names -> theirs, is there."""
+    theirs = {name: value for name, value in state.items() if not name.endswith(COUNTER)}
+    # Factors of batch norms would go unnoticed into group norms, whose names are the same.
+    group = any(isinstance(module, nn.GroupNorm) for module in backbone.modules())
+    if group and any(n.startswith(body) and n.endswith("running_mean") for n in theirs):
+        raise PretrainedError(
+            f"weights {weights} were trained with batch norms: use norm=bn or norm=frozen_bn"
+        )
+    pattern = re.compile(re.escape(body) + BODIES[backbone.name][1])
+    used = set(wanted.values())
+    missing = [n for n in wanted.values() if n not in theirs and not n.endswith(COUNTER)]
+    surplus = [name for name in theirs if pattern.match(name) and name not in used]
     for names, what in ((missing, "lack"), (surplus, "have in surplus")):
         if names:
             raise PretrainedError(
                 f"weights {weights} {what} {len(names)} entries of the body, first {names[0]!r}: "
                 f"expected those of {backbone.name}"
             )
-    for name in wanted:
-        theirs, ours = tuple(state[found[name]].shape), tuple(own[name].shape)
-        if theirs != ours:
+    own = backbone.state_dict(prefix="backbone.")
+    for ours, name in wanted.items():
+        if name in theirs and theirs[name].shape != own[ours].shape:
             raise PretrainedError(
-                f"weight {found[name]!r} of {weights} has shape {theirs}, the backbone wants "
-                f"{ours}: use weights of the same architecture and width"
+                f"weight {name!r} of {weights} has shape {tuple(theirs[name].shape)}, the backbone "
+                f"wants {tuple(own[ours].shape)}: use weights of the same architecture and width"
             )
-    return {name: found[name] for name in own if name in found and name.startswith("backbone.")}
-
-
-def _is_body(name: str) -> bool:
-    """Whether a backbone of ours could have this name: not the classifying end, not a counter."""
-    if name.endswith(COUNTER):
-        return False
-    end = MobileNetV2Features.LAST_BLOCK["32"]
-    block = re.match(r"backbone\.blocks\.(\d+)\.", name)
-    if block:
-        return int(block.group(1)) <= end
-    return re.match(r"backbone\.(conv1|bn1|layer\d)\.", name) is not None
-
-
-def _check_norms(backbone: Backbone, found: Iterable[str], weights: str) -> None:
-    """Factors of batch norms would go unnoticed into group norms, whose names are the same."""
-    group = any(isinstance(module, nn.GroupNorm) for module in backbone.modules())
-    if group and any(name.endswith("running_mean") for name in found):
-        raise PretrainedError(
-            f"weights {weights} were trained with batch norms: use norm=bn or norm=frozen_bn"
-        )
-
-
-def _part_names(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, str]:
-    """Our names -> theirs of the parts after the body that fit, and whose feeding part does."""
-    chosen: dict[str, str] = {}
-    taken = {"body"}
-    for part, (pattern, feeder) in PARTS.items():
-        names = {
-            name: _their_name(name, state)
-            for name in own
-            if re.match(pattern, name) and not name.endswith(COUNTER)
-        }
-        fits = all(n in state and state[n].shape == own[o].shape for o, n in names.items())
-        if names and fits and feeder in taken and not _extras(part, names.values(), state):
-            taken.add(part)
-            chosen |= names
-    return chosen
-
-
-def _their_name(name: str, state: dict[str, Tensor]) -> str:
-    """Name in a torchvision detector of our entry ``name`` after the body.
-
-    Their pyramid has finer levels than ours, both end at stride 32; their RPN has one output
-    for all levels, ours one for each.
-    """
-    level = re.match(r"(?:neck\.)?fpn\.(inner|layer)_blocks\.(\d+)\.(.*)", name)
-    if level:
-        numbers = [re.match(r"backbone\.fpn\.inner_blocks\.(\d+)\.", key) for key in state]
-        levels = 1 + max((int(found.group(1)) for found in numbers if found), default=-1)
-        index = int(level.group(2)) + levels - 3
-        return f"backbone.fpn.{level.group(1)}_blocks.{index}.{level.group(3)}"
-    return re.sub(r"^(rpn\.head\.(?:cls_logits|bbox_pred))\.\d+\.", r"\1.", name)
 
 
 def _extras(part: str, names: Iterable[str], state: dict[str, Tensor]) -> list[str]:
@@ -274,33 +277,3 @@ def _heads(names: Iterable[str]) -> str:
     """Names counted by their first two words: "rpn.head (6), fc (2)"."""
     counts = Counter(".".join(name.split(".")[:-1][:2]) for name in names)
     return ", ".join(f"{head} ({count})" for head, count in counts.items()) or "nothing"
-
-
-def start_from(detector: Detector, weights: str) -> LoadReport:
-    """Start ``detector`` from a checkpoint of this project or, else, as `load_pretrained` does.
-
-    Of a checkpoint (.safetensors with its json beside it) every entry of the same name and shape
-    is used: all of them for the same detector, all but the last layers for other classes. Raises
-    PretrainedError where the backbone is another one, CheckpointError for a broken checkpoint.
-    """
-    if Path(weights).suffix != ".safetensors" or not info_path(weights).is_file():
-        return load_pretrained(detector, weights)
-    theirs = load_detector(weights)[0].state_dict()
-    own = detector.state_dict()
-    used = {name for name, value in own.items() if _shape(theirs.get(name)) == value.shape}
-    strange = [name for name in own if name.startswith("backbone.") and name not in used]
-    if strange:
-        raise PretrainedError(
-            f"checkpoint {weights} has another backbone ({strange[0]!r} does not fit): set "
-            "model.backbone, width and norm as in its json, or leave model.weights out"
-        )
-    with torch.no_grad():
-        detector.load_state_dict(own | {name: theirs[name] for name in used})
-    left_out = tuple(name for name in theirs if name not in used)
-    return LoadReport(
-        weights, tuple(sorted(used)), left_out, tuple(name for name in own if name not in used)
-    )
-
-
-def _shape(value: torch.Tensor | None) -> torch.Size | None:
-    return None if value is None else value.shape

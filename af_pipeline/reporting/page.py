@@ -1,33 +1,55 @@
-"""The HTML around every page of a report: self-contained, one look."""
+"""Pages of a report, made from the templates beside this file: self-contained, all text escaped."""
 
-from collections.abc import Iterable
-from html import escape
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px;
-       padding: 0 1rem; color: #1c1e22; background: #f6f6f4; overflow-wrap: anywhere; }
-table { border-collapse: collapse; margin: 0 0 1.5rem; background: #fff; }
-td, th { border: 1px solid #ddd; padding: .25rem .7rem; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-figure { margin: 0 0 2rem; } img { max-width: 100%; height: auto; display: block; }
-"""
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def html_page(title: str, parts: Iterable[str], style: str = "") -> str:
-    """A whole page: ``title`` is plain text, ``parts`` are HTML, ``style`` further CSS."""
-    lines = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>",
-        f"<h1>{escape(title)}</h1>",
-        *(part for part in parts if part),
-        "</body></html>",
-    ]
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True)
+class Table:
+    """Plain text for a page, None for nothing; rows numbered in ``marked`` stand out."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | None]]
+    marked: Sequence[int] = ()
+
+    @property
+    def is_number(self) -> list[bool]:
+        """Per column whether all its cells begin with a digit or are None: set to the right."""
+        return [
+            all(cell is None or cell[:1].isdigit() for cell in column)
+            for column in zip(*self.rows, strict=True)
+        ]
 
 
-def write_page(page: str, path: Path) -> None:
+@dataclass(frozen=True)
+class Section:
+    """A part of `figures.html`: plain text, the name of a picture beside the page, a table."""
+
+    heading: str
+    paragraphs: Sequence[str] = ()
+    picture: str | None = None
+    table: Table | None = None
+
+
+def render_page(template: str, title: str, **content: Any) -> str:
+    """The HTML of a page from a template of templates/."""
+    environment = Environment(
+        loader=PackageLoader("af_pipeline.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(title=title, **content)
+
+
+def write_page(path: Path, template: str, title: str, **content: Any) -> None:
     """Write a page; what is not valid Unicode, as in names of files, is shown as unknown."""
+    page = render_page(template, title, **content)
     path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")

@@ -266,7 +266,6 @@ def _mixed(rng: np.random.Generator, parts: list[list[ChipRef]], mix: int) -> li
 
 def class_repeats(dataset: AnnotatedDataset, power: float) -> NDArray[np.float64]:
     """How often a class's chips come [C]: (most frequent / own frequency)^power, at most 8."""
-    labels = np.concatenate([np.zeros(0, np.int32), *(image.labels for image in dataset.images)])
-    count = np.bincount(labels, minlength=len(dataset.class_names)).astype(np.float64)
+    count = np.bincount(dataset.labels, minlength=len(dataset.class_names)).astype(np.float64)
     repeats = (max(1.0, count.max(initial=0.0)) / np.maximum(count, 1.0)) ** power
     return np.minimum(repeats, MAX_REPEAT)

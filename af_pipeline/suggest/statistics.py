@@ -6,13 +6,13 @@ Frame: boxes [N, 4] half-open, original px; size: square root of the area, as SN
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.core.boxes import box_area, box_side
+from af_pipeline.core.boxes import box_side
+from af_pipeline.data.annotations.dataset import AnnotatedDataset
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 IMAGES_LOOKED_AT = 200  # for areas; evenly spaced
@@ -54,62 +54,34 @@ class DatasetStatistics:
     at_border: int
 
 
-def dataset_statistics(
-    sizes: Sequence[tuple[int, int]],
-    boxes: Sequence[NDArray],
-    labels: Sequence[NDArray],
-    crowd: Sequence[NDArray],
-    class_names: Sequence[str],
-) -> DatasetStatistics:
-    """Measure a data set; per image: (height, width) px, boxes [n, 4], labels [n], crowd [n].
-
-    Raises:
-        ValueError: no images, lists of unequal length, an empty image, a box without area or a
-            label without a name.
-    """
-    if not len(sizes):
+def dataset_statistics(dataset: AnnotatedDataset) -> DatasetStatistics:
+    """Measure a data set; ValueError without images."""
+    if not dataset.image_ids:
         raise ValueError("the data set has no images")
-    if not len(sizes) == len(boxes) == len(labels) == len(crowd):
-        raise ValueError("sizes, boxes, labels and crowd must have one entry per image")
-    shape = np.asarray(sizes, np.int64).reshape(-1, 2)
-    every = np.concatenate([np.asarray(one, np.float64).reshape(-1, 4) for one in boxes])
-    image = np.repeat(np.arange(len(sizes)), [len(one) for one in boxes])
-    label = np.concatenate([np.asarray(one, np.int64) for one in labels])
-    group = np.concatenate([np.asarray(one, bool) for one in crowd])
-    _check(shape, every, label, group, len(class_names))
-    own, of = every[~group], image[~group]
-    per_image = np.bincount(of, minlength=len(shape))
+    sizes, boxes = dataset.sizes[:, ::-1], dataset.boxes.astype(np.float64)
+    counted, names = ~dataset.crowd, dataset.class_names
+    own, image = boxes[counted], dataset.image[counted]
+    per_image = np.bincount(image, minlength=len(sizes))
     width_height = own[:, 2:] - own[:, :2]
     return DatasetStatistics(
-        sizes=shape,
-        boxes=every,
-        image=image,
-        labels=label,
-        crowd=group,
-        class_names=tuple(class_names),
-        class_counts=tuple(np.bincount(label[~group], minlength=len(class_names)).tolist()),
-        crowd_boxes=int(group.sum()),
+        sizes=sizes,
+        boxes=boxes,
+        image=dataset.image,
+        labels=dataset.labels.astype(np.int64),
+        crowd=dataset.crowd,
+        class_names=names,
+        class_counts=tuple(np.bincount(dataset.labels[counted], minlength=len(names)).tolist()),
+        crowd_boxes=int(dataset.crowd.sum()),
         empty_images=int((per_image == 0).sum()),
         side=_quantiles(box_side(own)),
         aspect=_quantiles(width_height[:, 1] / width_height[:, 0]),
-        short_side=_quantiles(shape.min(1)),
-        long_side=_quantiles(shape.max(1)),
+        short_side=_quantiles(sizes.min(1)),
+        long_side=_quantiles(sizes.max(1)),
         boxes_mean=float(per_image.mean()),
         boxes_max=int(per_image.max()),
-        covered=_covered(own, of, shape),
-        at_border=_at_border(own, shape[of]),
+        covered=_covered(own, image, sizes),
+        at_border=_at_border(own, sizes[image]),
     )
-
-
-def _check(sizes: NDArray, boxes: NDArray, labels: NDArray, crowd: NDArray, classes: int) -> None:
-    if not len(boxes) == len(labels) == len(crowd):
-        raise ValueError(f"{len(boxes)} boxes, {len(labels)} labels, {len(crowd)} crowd flags")
-    if (sizes < 1).any():
-        raise ValueError("an image is empty: every height and width must be 1 px or more")
-    if not np.isfinite(boxes).all() or (box_area(boxes) <= 0).any():
-        raise ValueError("a box is not finite or has no area")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"labels must be 0 to {classes - 1}, as many as there are class names")
 
 
 def _quantiles(values: NDArray) -> tuple[float, ...]:
@@ -118,13 +90,13 @@ def _quantiles(values: NDArray) -> tuple[float, ...]:
     return tuple(np.quantile(values, QUANTILES).tolist())
 
 
-def spread(count: int, most: int) -> NDArray[np.int64]:
+def evenly(count: int, most: int) -> NDArray[np.int64]:
     """At most ``most`` of the indices 0 to ``count`` - 1, evenly spaced and rising."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def _covered(boxes: NDArray, image: NDArray, sizes: NDArray) -> float:
-    chosen = spread(len(sizes), IMAGES_LOOKED_AT)
+    chosen = evenly(len(sizes), IMAGES_LOOKED_AT)
     inside = sum(_union(boxes[image == i], sizes[i]) for i in chosen)
     return float(inside / sizes[chosen].prod(1).sum())
 

@@ -30,7 +30,7 @@ from af_pipeline.core.focus import (
 from af_pipeline.core.scales import Scale
 from af_pipeline.sniper.chips import MIN_SIDE
 from af_pipeline.suggest.anchors import Anchors, anchor_recall, make_anchors, neat
-from af_pipeline.suggest.statistics import IMAGES_LOOKED_AT, QUANTILES, DatasetStatistics, spread
+from af_pipeline.suggest.statistics import IMAGES_LOOKED_AT, QUANTILES, DatasetStatistics, evenly
 
 FACTOR_CAP = 4.0  # enlarging further adds pixels, no detail
 MAX_SCALES = 4
@@ -164,7 +164,7 @@ def suggest(
         cells_mp=used[0],
         chips_mp=used[1],
         chip_size=chip_size,
-        images_looked_at=len(spread(len(statistics.sizes), IMAGES_LOOKED_AT)),
+        images_looked_at=len(evenly(len(statistics.sizes), IMAGES_LOOKED_AT)),
         warnings=tuple(_warnings(statistics, uses, areas, chain, chip_size, comfort)),
     )
 
@@ -229,7 +229,7 @@ def _focus_rule(chain: list[float], high: float) -> FocusRule:
 
 def _areas(statistics: DatasetStatistics, chain: list[float], focus: FocusRule) -> _Areas:
     megapixels, cells, chips = [], [], []
-    chosen = spread(len(statistics.sizes), IMAGES_LOOKED_AT)
+    chosen = evenly(len(statistics.sizes), IMAGES_LOOKED_AT)
     for place, factor in enumerate(chain):
         scaled = np.maximum(1, np.round(statistics.sizes * factor))
         megapixels.append(float(scaled.prod(1).mean()) / 1e6)
@@ -300,7 +300,7 @@ def _shapes(boxes: NDArray, scales: tuple[Scale, ...]) -> NDArray[np.float64]:
     width_height = boxes[:, 2:] - boxes[:, :2]
     seen = [width_height[scale.valid(boxes)] * scale.factor_for(1, 1) for scale in scales]
     every = np.concatenate(seen)
-    return every[spread(len(every), BOXES_LOOKED_AT)]
+    return every[evenly(len(every), BOXES_LOOKED_AT)]
 
 
 def _warnings(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from af_pipeline.core.boxes import box_side
+from af_pipeline.core.text_table import align
 from af_pipeline.data.annotations.dataset import AnnotatedDataset
 from af_pipeline.settings.train import ModelConfig
 from af_pipeline.suggest.anchors import Anchors
@@ -30,14 +31,7 @@ def suggest_for(dataset: AnnotatedDataset, chip_size: int) -> str:
     Raises:
         ValueError: no images or no boxes that are not crowd.
     """
-    images = dataset.images
-    statistics = dataset_statistics(
-        [(image.height, image.width) for image in images],
-        [image.boxes for image in images],
-        [image.labels for image in images],
-        [image.crowd for image in images],
-        dataset.class_names,
-    )
+    statistics = dataset_statistics(dataset)
     model = ModelConfig()
     defaults = Anchors(model.anchor_sizes, model.anchor_ratios)
     return report_text(statistics, suggest(statistics, chip_size, other=defaults))
@@ -113,15 +107,7 @@ def _yaml_list(values: Iterable[float]) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return [line.rstrip() for line in align(rows)]
 
 
 def _counts(statistics: DatasetStatistics) -> list[str]:

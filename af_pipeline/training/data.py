@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
@@ -44,7 +43,7 @@ def load_validation(config: TrainConfig, names: tuple[str, ...]) -> AnnotatedDat
     """The validation annotations, evenly thinned out to ``validation.images``."""
     data = config.data
     found = load_annotations(data.val, data.val_images, names, data.on_broken)
-    return replace(found, images=evenly(found.images, config.validation.images))
+    return found.with_images(evenly(found.images, config.validation.images))
 
 
 def describe(config: TrainConfig, suggest: bool) -> str:
@@ -179,7 +178,7 @@ def split_parts(config: TrainConfig, dataset: AnnotatedDataset) -> list[Annotate
         return [dataset]
     ends = list(accumulate(dataset.counts))
     return [
-        replace(dataset, images=dataset.images[end - count : end])
+        dataset.with_images(dataset.images[end - count : end])
         for count, end in zip(dataset.counts, ends, strict=True)
     ]
 

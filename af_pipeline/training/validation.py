@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from af_pipeline.core.cascade import run_cascade
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
-from af_pipeline.data.annotations.load import to_coco
 from af_pipeline.evaluation.coco import evaluate_detections
 from af_pipeline.models.detector import Detector
 from af_pipeline.models.predictor import TorchPredictor, predictor_options
@@ -36,7 +34,7 @@ def find_objects(
 
     Images that cannot be used are left out with ``data.on_broken=drop``, else a BrokenImageError.
     """
-    predict = TorchPredictor(detector, device, **predictor_options(index))
+    predict = TorchPredictor(detector, device, options=predictor_options(index))
     plan = build_plan(index)
     found: list[Found] = []
     for image in images:
@@ -59,9 +57,8 @@ def score(found: Sequence[Found], dataset: AnnotatedDataset) -> dict[str, float]
     if not found:
         raise BrokenImageError("no image of data.val can be used: see jobs/train.py --check")
     rows = [row for row, _ in found]
-    dataset = replace(dataset, images=tuple(image for _, image in found))
-    table = detections_table(rows, dataset.class_names)
-    overall = evaluate_detections(to_coco(dataset), table).overall
+    truth = dataset.with_images([image for _, image in found])
+    overall = evaluate_detections(truth, detections_table(rows, truth.class_names)).overall
     processed = sum(sum(row.ledger.pixels) for row in rows)
     pyramid = sum(row.ledger.pixels_pyramid for row in rows)
     scores = {f"val_{name}": overall[name] or 0.0 for name in ("AP", "AP50")}

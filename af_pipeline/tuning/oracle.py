@@ -49,7 +49,7 @@ def ideal_row(record: Record, maps: Sequence[NDArray[np.float32]], plan: Plan) -
     return cascade_of(empty, replace(with_rule(plan, threshold=0.5), budget=None), maps)
 
 
-def spent(rows: Sequence[ImageRow]) -> float:
+def mean_pixels(rows: Sequence[ImageRow]) -> float:
     """Mean network px an image, padding included."""
     return float(np.mean([sum(row.ledger.pixels) + sum(row.ledger.padded) for row in rows]))
 
@@ -78,7 +78,7 @@ def speed_up_bound(
         for min_size in MIN_SIZES:
             changed = with_rule(plan, dilation=dilation, min_size=min_size, context=0)
             pairs = zip(records, maps, strict=True)
-            pixels = spent([ideal_row(record, own, changed) for record, own in pairs])
+            pixels = mean_pixels([ideal_row(record, own, changed) for record, own in pairs])
             out.append(
                 {
                     "dilation": dilation,

@@ -52,7 +52,7 @@ class Record:
     maps: tuple[NDArray[np.float32], ...]
 
 
-def everything(plan: Plan) -> Plan:
+def full_pyramid(plan: Plan) -> Plan:
     """The plan that looks at every scale whole and keeps detections of any size."""
     scales = tuple(replace(one, valid_range=OPEN) for one in plan.scales)
     return unfocused(replace(plan, scales=scales))
@@ -60,7 +60,7 @@ def everything(plan: Plan) -> Plan:
 
 def record_image(image_id: str, image: NDArray[np.uint8], plan: Plan, predict: Predictor) -> Record:
     """Look at a decoded image [H, W, 3] at every scale of ``plan``, whole."""
-    whole = everything(plan)
+    whole = full_pyramid(plan)
     row = ImageRow(image_id, "")
     start_row(row, image, whole)
     maps: list[NDArray[np.float32]] = []

@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from af_pipeline.core.boxes import Boxes, iou_matrix
 
-Method = Literal["wsr", "hb"]
 _LARGEST_BET = 0.75  # share of the wealth that one image can lose
 _MOST_IMAGES = 1 << 20
 
@@ -31,7 +29,7 @@ class Certified:
     means: NDArray[np.float64]  # [K] mean loss on the calibration images
 
 
-def certify(losses: NDArray, alpha: float, delta: float, method: Method = "wsr") -> Certified:
+def certify(losses: NDArray, alpha: float, delta: float) -> Certified:
     """The boldest setting that may be trusted to lose at most ``alpha`` on average.
 
     Guarantee: with probability at least 1 - ``delta`` over the draw of the calibration images, the
@@ -42,9 +40,9 @@ def certify(losses: NDArray, alpha: float, delta: float, method: Method = "wsr")
 
     - the calibration images are drawn independently from the images that the setting is meant for,
       as by a random pick from the run (a pick without replacement from a much larger run);
-    - settings, their order, ``alpha``, ``delta``, ``method`` and the number of images were chosen
-      without looking at these losses, and certify is called once;
-    - for "wsr" the order of the images does not depend on the losses: shuffle by a stated seed.
+    - settings, their order, ``alpha``, ``delta`` and the number of images were chosen without
+      looking at these losses, and certify is called once;
+    - the order of the images does not depend on the losses: shuffle by a stated seed.
 
     Losses need not rise along the order, but settings after the first that fails are out of reach.
 
@@ -52,26 +50,22 @@ def certify(losses: NDArray, alpha: float, delta: float, method: Method = "wsr")
         losses: [K, N] in [0, 1]; rows are settings from safest to boldest, columns are images.
         alpha: the mean loss that is allowed, inside (0, 1).
         delta: the risk of being wrong that is allowed, inside (0, 1).
-        method: "wsr", see `wsr_p_values`, or "hb", see `hoeffding_bentkus`.
-
-    Raises:
-        ValueError: losses of another shape or range, or no images.
     """
     losses = np.asarray(losses, np.float64)
     if losses.ndim != 2 or not losses.shape[1]:
         raise ValueError(f"losses must be [settings, images] with images, not {losses.shape}")
     if not np.all((losses >= 0) & (losses <= 1)):
         raise ValueError("losses must lie in [0, 1]")
-    p_values = _p_values(losses, alpha, delta, method)
+    p_values = wsr_p_values(losses, alpha, delta)
     passed = int(np.logical_and.accumulate(p_values <= delta).sum())
     return Certified(passed - 1 if passed else None, p_values, losses.mean(1))
 
 
-def fewest_images(alpha: float, delta: float, method: Method = "wsr") -> int:
+def fewest_images(alpha: float, delta: float) -> int:
     """The fewest calibration images that can certify anything: all their losses are 0."""
 
     def suffices(count: int) -> bool:
-        return bool(_p_values(np.zeros((1, count)), alpha, delta, method)[0] <= delta)
+        return bool(wsr_p_values(np.zeros((1, count)), alpha, delta)[0] <= delta)
 
     enough = 1
     while not suffices(enough):
@@ -80,49 +74,6 @@ def fewest_images(alpha: float, delta: float, method: Method = "wsr") -> int:
             raise ValueError(f"alpha {alpha:g} takes more than {_MOST_IMAGES} images")
     counts = range(enough // 2 + 1, enough + 1)
     return counts[bisect_left(counts, True, key=suffices)]
-
-
-def _p_values(
-    losses: NDArray[np.float64], alpha: float, delta: float, method: Method
-) -> NDArray[np.float64]:
-    if not 0 < delta < 1:
-        raise ValueError(f"delta must lie inside (0, 1), not {delta:g}")
-    if method == "wsr":
-        return wsr_p_values(losses, alpha, delta)
-    if method == "hb":
-        return hoeffding_bentkus(losses.mean(-1), losses.shape[-1], alpha)
-    raise ValueError(f"method must be 'wsr' or 'hb', not {method!r}")
-
-
-def hoeffding_bentkus(mean_loss: ArrayLike, count: int, alpha: float) -> NDArray[np.float64]:
-    """P-values of "the expected loss is above ``alpha``" from mean losses of ``count`` images.
-
-    The smaller of Hoeffding's bound exp(-n KL(mean, alpha)) and Bentkus' e P(Bin(n, alpha) <=
-    ceil(n mean)); their minimum is one valid p-value (Bates et al. 2021, Learn then Test). Does not
-    profit from a small variance. ``mean_loss`` of any shape gives p-values of that shape.
-    """
-    _check_alpha(alpha)
-    mean = np.asarray(mean_loss, np.float64)
-    hoeffding = np.exp(-count * _bernoulli_kl(np.minimum(mean, alpha), alpha))
-    whole = np.ceil(np.round(count * mean, 9)).astype(np.int64)  # 3 losses of 1 stay 3
-    bentkus = math.e * _binomial_cdf(count, alpha)[np.clip(whole, 0, count)]
-    return np.clip(np.minimum(hoeffding, bentkus), 0.0, 1.0)
-
-
-def _bernoulli_kl(mean: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
-    """Kullback-Leibler divergence of Bernoulli(mean), at most ``alpha``, from Bernoulli(alpha)."""
-    rest = 1 - mean
-    hit = mean * np.log(np.where(mean > 0, mean, 1) / alpha)
-    return np.maximum(hit + rest * np.log(rest / (1 - alpha)), 0)
-
-
-def _binomial_cdf(count: int, share: float) -> NDArray[np.float64]:
-    """P(Bin(count, share) <= k) for k = 0 to count, [count + 1]."""
-    log_factorial = np.array([math.lgamma(k + 1) for k in range(count + 1)])
-    hits = np.arange(count + 1)
-    log_mass = log_factorial[-1] - log_factorial - log_factorial[::-1]
-    log_mass += hits * math.log(share) + (count - hits) * math.log1p(-share)
-    return np.minimum(np.cumsum(np.exp(log_mass)), 1.0)
 
 
 def wsr_p_values(losses: NDArray, alpha: float, delta: float) -> NDArray[np.float64]:
@@ -134,7 +85,9 @@ def wsr_p_values(losses: NDArray, alpha: float, delta: float) -> NDArray[np.floa
     the paper's predictable plug-in from the images before, at most ``_LARGEST_BET`` of the wealth.
     They are tuned to reach ``delta`` at the last image; the p-value is valid whatever ``delta`` is.
     """
-    _check_alpha(alpha)
+    for name, share in (("alpha", alpha), ("delta", delta)):
+        if not 0 < share < 1:
+            raise ValueError(f"{name} must lie inside (0, 1), not {share:g}")
     losses = np.asarray(losses, np.float64)
     count = losses.shape[-1]
     seen = np.arange(1, count + 1)
@@ -146,11 +99,6 @@ def wsr_p_values(losses: NDArray, alpha: float, delta: float) -> NDArray[np.floa
     bets = np.minimum(bets, _LARGEST_BET / (1 - alpha))
     log_wealth = np.cumsum(np.log1p(bets * (alpha - losses)), -1)
     return np.exp(-np.maximum(log_wealth.max(-1), 0.0))
-
-
-def _check_alpha(alpha: float) -> None:
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie inside (0, 1), not {alpha:g}")
 
 
 def lost_share(

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 
 from af_pipeline.core.cascade import Predictor, run_cascade
 from af_pipeline.core.plan import Plan
@@ -22,10 +24,22 @@ from af_pipeline.core.schema import ImageRow, rows_to_table, table_to_rows
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.tuning.replay import Record, load_record, record_image, save_record
 from af_pipeline.tuning.sample import SampleImage, read_sample
-from af_pipeline.tuning.search import Reference
+from af_pipeline.tuning.search import Progress, Reference
 
-# Wraps the images of a stage to show progress: images, description -> the same images.
-Progress = Callable[[Sequence[SampleImage], str], Iterable[SampleImage]]
+Item = TypeVar("Item")
+
+
+def show_progress(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """``items`` with a bar on a terminal, with a line for every tenth elsewhere."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        yield from track(items, f"{what:<16}", console=console)
+        return
+    step = max(1, len(items) // 10)
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % step == 0 or number == len(items):
+            console.print(f"{what:<16} {number} of {len(items)}")
 
 
 @dataclass(frozen=True)
@@ -39,14 +53,13 @@ class Runner:
 
     def record(self, images: Sequence[SampleImage], plan: Plan) -> list[Record]:
         """Every image seen whole at every scale."""
-        place = _made(self.folder / "records")
         records = []
-        for number, image in enumerate(self.progress(images, "full pyramid")):
-            path = place / f"{number:06d}.npz"
-            if not path.exists():
+        for path, image in self._images(images, "records", "full pyramid"):
+            stored = path.with_suffix(".npz")
+            if not stored.exists():
                 pixels = read_sample(image, self.config)
-                save_record(record_image(image.image_id, pixels, plan, self.predict), path)
-            records.append(load_record(path))
+                save_record(record_image(image.image_id, pixels, plan, self.predict), stored)
+            records.append(load_record(stored))
         return records
 
     def confirm(
@@ -56,37 +69,14 @@ class Runner:
 
         Seconds are of the cascade itself: resize, forward, chips and stacking, not decoding.
         """
-        place = _made(self.folder / "confirm")
         rows: dict[str, list[ImageRow]] = {name: [] for name in plans}
         seconds = dict.fromkeys(plans, 0.0)
-        for number, image in enumerate(self.progress(images, "real cascade")):
-            found, times = self._image(place / f"{number:06d}", image, plans)
+        for path, image in self._images(images, "confirm", "real cascade"):
+            found, times = self._timed(path, image, plans)
             for name, row in zip(plans, found, strict=True):
                 rows[name].append(row)
                 seconds[name] += times[name] / len(images)
         return rows, seconds
-
-    def _image(
-        self, path: Path, image: SampleImage, plans: Mapping[str, Plan]
-    ) -> tuple[list[ImageRow], dict[str, float]]:
-        """Rows under every plan and seconds of each, from ``path`` where they are there."""
-        times_path, rows_path = path.with_suffix(".json"), path.with_suffix(".parquet")
-        if times_path.exists():
-            times: dict[str, float] = json.loads(times_path.read_text())
-            if list(times) == list(plans):
-                return table_to_rows(pq.read_table(rows_path)), times
-        pixels = read_sample(image, self.config)
-        run_cascade(ImageRow("", ""), pixels, next(iter(plans.values())), self.predict)  # warms up
-        rows, times = [], {}
-        for name, plan in plans.items():
-            row = ImageRow(image.image_id, image.uri)
-            began = time.perf_counter()
-            run_cascade(row, pixels, plan, self.predict)
-            times[name] = time.perf_counter() - began
-            rows.append(row)
-        pq.write_table(rows_to_table(rows, stored=True), rows_path)
-        write_json(times_path, times)
-        return rows, times
 
     def losses(
         self, images: Sequence[SampleImage], pyramid: Plan, plans: Sequence[Plan], rule: Reference
@@ -96,40 +86,53 @@ class Runner:
         Images without such detections are left out. ``rule``: what counts as found again; its
         own detections play no part.
         """
-        place = _made(self.folder / "calibration")
         columns = []
-        for number, image in enumerate(self.progress(images, "calibration")):
-            path = place / f"{number:06d}.json"
-            if not path.exists():
+        for path, image in self._images(images, "calibration", "calibration"):
+            stored = path.with_suffix(".json")
+            if not stored.exists():
                 pixels = read_sample(image, self.config)
-                write_json(path, {"lost": self._lost(image, pixels, pyramid, plans, rule)})
-            lost = json.loads(path.read_text())["lost"]
+                rows = [self._run(image, pixels, plan) for plan in (pyramid, *plans)]
+                wanted = rule.confident_detections(rows[0].detections)
+                lost = [rule.lost(row, wanted) for row in rows[1:]] if len(wanted) else None
+                write_json(stored, {"lost": lost})
+            lost = json.loads(stored.read_text())["lost"]
             if lost is not None:
                 columns.append(lost)
         return np.array(columns, float).reshape(-1, len(plans)).T
 
-    def _lost(
-        self,
-        image: SampleImage,
-        pixels: NDArray[np.uint8],
-        pyramid: Plan,
-        plans: Sequence[Plan],
-        rule: Reference,
-    ) -> list[float] | None:
-        rows = []
-        for plan in (pyramid, *plans):
-            row = ImageRow(image.image_id, image.uri)
-            run_cascade(row, pixels, plan, self.predict)
-            rows.append(row)
-        wanted = rule.sure(rows[0].detections)
-        if not len(wanted):
-            return None
-        return [rule.lost(row, wanted) or 0.0 for row in rows[1:]]
+    def _images(
+        self, images: Sequence[SampleImage], folder: str, what: str
+    ) -> Iterable[tuple[Path, SampleImage]]:
+        """Every image with the place of its files, without a suffix."""
+        place = self.folder / folder
+        place.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(self.progress(images, what)):
+            yield place / f"{number:06d}", image
 
+    def _timed(
+        self, path: Path, image: SampleImage, plans: Mapping[str, Plan]
+    ) -> tuple[list[ImageRow], dict[str, float]]:
+        """Rows under every plan and seconds of each, from ``path`` where they are there."""
+        times_path, rows_path = path.with_suffix(".json"), path.with_suffix(".parquet")
+        if times_path.exists():
+            times: dict[str, float] = json.loads(times_path.read_text())
+            if list(times) == list(plans):
+                return table_to_rows(pq.read_table(rows_path)), times
+        pixels = read_sample(image, self.config)
+        self._run(image, pixels, next(iter(plans.values())))  # warms up
+        rows, times = [], {}
+        for name, plan in plans.items():
+            began = time.perf_counter()
+            rows.append(self._run(image, pixels, plan))
+            times[name] = time.perf_counter() - began
+        pq.write_table(rows_to_table(rows, stored=True), rows_path)
+        write_json(times_path, times)
+        return rows, times
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    def _run(self, image: SampleImage, pixels: NDArray[np.uint8], plan: Plan) -> ImageRow:
+        row = ImageRow(image.image_id, image.uri)
+        run_cascade(row, pixels, plan, self.predict)
+        return row
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from af_pipeline.data.access import SourceError
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
-from af_pipeline.data.annotations.load import load_annotations, to_coco
+from af_pipeline.data.annotations.load import load_annotations
 from af_pipeline.data.secrets import redact
 from af_pipeline.data.sources.open import list_images
 from af_pipeline.data.storage import read_bytes
@@ -40,13 +39,13 @@ class TuneSample:
     dataset: AnnotatedDataset | None
     source: str
 
-    def truth(self) -> dict[str, Any] | None:
-        """Ground truth of the images to search on, as the content of a COCO json."""
+    def truth(self) -> AnnotatedDataset | None:
+        """Ground truth of the images to search on."""
         if self.dataset is None:
             return None
         own = {image.image_id for image in self.tune}
-        kept = tuple(image for image in self.dataset.images if image.image_id in own)
-        return to_coco(replace(self.dataset, images=kept))
+        kept = [image for image in self.dataset.images if image.image_id in own]
+        return self.dataset.with_images(kept)
 
 
 def draw_sample(

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -19,54 +17,40 @@ from af_pipeline.core.focus import ChipRule, FocusRule
 from af_pipeline.core.plan import Plan, unfocused
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.data.secrets import redact_tree
-from af_pipeline.evaluation.coco import aligned_table, score_cell
 from af_pipeline.models.info import checkpoint_hash, load_info
 from af_pipeline.models.predictor import load_predictor
 from af_pipeline.settings.guarantee import FREE, settings_hash, statement
 from af_pipeline.settings.index import GuaranteeConfig, IndexConfig
 from af_pipeline.settings.modes import build_plan
+from af_pipeline.tuning.options import TuneRule
 from af_pipeline.tuning.replay import Record, replay
-from af_pipeline.tuning.report import build_report, write_report
+from af_pipeline.tuning.report import (
+    Records,
+    accuracy_lines,
+    bound_tables,
+    recall_table,
+    write_report,
+)
 from af_pipeline.tuning.risk import certify, fewest_images
 from af_pipeline.tuning.runner import Runner, write_json
 from af_pipeline.tuning.sample import TuneSample, draw_sample, readable
 from af_pipeline.tuning.search import (
-    Grid,
-    Limits,
+    Progress,
     Reference,
     Replayer,
     Rules,
-    Trials,
+    Trial,
+    frontier,
     pick,
-    rules_of,
-    safer,
-    step_settings,
-    true_ones,
+    rules_at,
+    shift_threshold,
+    true_positives,
 )
 
 # Thresholds tried for a guarantee: those chosen, moved by so much in log odds; safest first.
 SHIFTS = (-math.inf, -6.0, -4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0)
 BEAM = 3  # settings of a finer step that the search of the next coarser one goes on with
 CONFIGURED = "as configured"
-
-Progress = Callable[[Sequence[Any], str], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class TuneRule:
-    """What `jobs/tune.py` is asked for; see its --help."""
-
-    output: Path
-    ground_truth: str | None
-    sample: int
-    seed: int
-    limits: Limits
-    grid: Grid
-    confirm: int
-    workers: int
-    alpha: float | None
-    delta: float
-    calibration: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +82,7 @@ class Tuning:
             for image in self.sample.tune:
                 if image.truth is not None and image.image_id in found:
                     own = found[image.image_id]
-                    found[image.image_id] = true_ones(own, self.names, image.truth, classes)
+                    found[image.image_id] = true_positives(own, self.names, image.truth, classes)
         return Reference(found, self.names, self.sample.truth())
 
 
@@ -109,37 +93,27 @@ def tune(config: IndexConfig, rule: TuneRule, progress: Progress) -> TuneOutcome
     """
     tuning, notes = _prepare(config, rule, progress)
     records = tuning.runner.record(tuning.sample.tune, tuning.plan)
-    base, trials = _search(tuning, records, progress)
-    best = pick(trials, base, rule.limits, rule.confirm)
-    plans = _plans(tuning, best)
-    rows, seconds = tuning.runner.confirm(tuning.sample.tune, plans)
-    points = _points(tuning, plans, rows, seconds)
-    chosen, kept = _choose(points, rule.limits)
-    chosen["chosen"] = True
-    rules = rules_of(chosen)
-    notes.append(_choice(chosen, rule.limits, kept))
-    guarantee = None
+    pyramid, replayed = _search(tuning, records, progress)
+    reference, confirmed = _confirm(tuning, pick(replayed, pyramid, rule, rule.confirm))
+    trials, chosen, kept = _choose(confirmed, rule)
+    notes.append(_choice(chosen, rule, kept))
+    rules, guarantee = chosen.rules, None
     if rule.alpha is not None:
         rules, guarantee, text = _certify(tuning, rules, rule.alpha)
         notes.append(text)
         kept = kept and guarantee is not None
-    settings = tuned_config(config, rules, guarantee)
     path = rule.output / "config.yaml"
-    path.write_text(yaml.safe_dump(redact_tree(dump_config(settings)), sort_keys=False))
-    report = build_report(
-        records,
-        [image.truth for image in tuning.sample.tune],
-        tuning.focus_rule,
-        tuning.reference(rows["pyramid"]),
-        {one["setting"]: replace(tuning.plan, rules=rules_of(one)) for one in _shown(points)},
-        points,
-        trials,
-    )
-    page = write_report(replace(report, notes=notes), rule.output / "report")
-    write_json(
-        rule.output / "tune.json", {"notes": notes, "points": points, "oracle": report.shares}
-    )
-    lines = [*_lines(points), *notes, f"settings    {path}", f"report      {page}"]
+    settings = redact_tree(dump_config(tuned_config(config, rules, guarantee)))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    tables = _tables(tuning, records, reference, trials)
+    tables["points"] = [one.record() for one in (*trials, *frontier(replayed))]
+    page = write_report(tables, notes, rule.output / "report")
+    points = [
+        {**one.record(), "rules": [rule and asdict(rule) for rule in one.rules]} for one in trials
+    ]
+    found = {"notes": notes, "points": points, "oracle": tables["shares"]}
+    write_json(rule.output / "tune.json", found)
+    lines = [*accuracy_lines(trials), *notes, f"settings    {path}", f"report      {page}"]
     return TuneOutcome(lines, kept)
 
 
@@ -190,123 +164,95 @@ def _open_folder(rule: TuneRule, config: IndexConfig, sample: TuneSample) -> Non
 
 def _search(
     tuning: Tuning, records: Sequence[Record], progress: Progress
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Scores of the full pyramid, and trials of whole settings, by replay.
+) -> tuple[Trial, list[Trial]]:
+    """The full pyramid, and whole settings, by replay.
 
     The finest step comes first, those before it open.
     """
-    like = [rule for rule in tuning.plan.rules if isinstance(rule, ChipRule)]
-    pyramid = [replay(record, unfocused(tuning.plan)) for record in records]
-    reference = tuning.reference(pyramid)
-    base = reference.score(pyramid)
-    store = Trials(tuning.rule.output / "trials.jsonl")
-    beam: list[Rules] = [(None,) * len(like)]
-    found: list[dict[str, Any]] = []
-    with Replayer(records, tuning.plan, reference, tuning.rule.workers) as replayer:
-        for step in reversed(range(len(like))):
-            settings = step_settings(step, beam, like, tuning.rule.grid)
-            found = store.fill(settings, replayer, progress, f"replay, step {step}")
-            beam = [rules_of(one) for one in pick(found, base, tuning.rule.limits, BEAM)]
-    return base, found
+    base = [rule for rule in tuning.plan.rules if isinstance(rule, ChipRule)]
+    rows = [replay(record, unfocused(tuning.plan)) for record in records]
+    reference = tuning.reference(rows)
+    pyramid = Trial("pyramid", scores=reference.score(rows))
+    beam: list[Rules] = [(None,) * len(base)]
+    found: list[Trial] = []
+    path, workers = tuning.rule.output / "trials.jsonl", tuning.rule.workers
+    with Replayer(path, records, tuning.plan, reference, workers) as replayer:
+        for step in reversed(range(len(base))):
+            settings = rules_at(step, beam, base, tuning.rule)
+            found = replayer.trials(settings, progress, f"replay, step {step}")
+            beam = [one.rules for one in pick(found, pyramid, tuning.rule, BEAM)]
+    return pyramid, found
 
 
-def _plans(tuning: Tuning, best: Sequence[Mapping[str, Any]]) -> dict[str, Plan]:
+def _runs(tuning: Tuning, best: Sequence[Trial]) -> list[tuple[Trial, Plan]]:
     """What is run for real: the other modes, the config's own settings, the best trials."""
     config, plan = tuning.config, tuning.plan
-    plans = {"pyramid": unfocused(plan)}
-    plans["whole"] = build_plan(config.model_copy(update={"mode": "whole"}))
+    runs = [
+        (Trial("pyramid"), unfocused(plan)),
+        (Trial("whole"), build_plan(config.model_copy(update={"mode": "whole"}))),
+    ]
     if len(plan.scales) > 2:
         fine = replace(plan.scales[-2], valid_range=(-1, plan.scales[-2].valid_high))
         scales = (*plan.scales[:-2], fine)
-        plans["two scales"] = unfocused(replace(plan, scales=scales))
-    plans["tiles"] = build_plan(config.model_copy(update={"mode": "tiles"}))
-    plans[f"autofocus | {CONFIGURED}"] = plan
-    for trial in best:
-        plans[f"autofocus | {trial['key']}"] = replace(plan, rules=rules_of(trial))
-    return plans
+        runs.append((Trial("two scales"), unfocused(replace(plan, scales=scales))))
+    runs.append((Trial("tiles"), build_plan(config.model_copy(update={"mode": "tiles"}))))
+    runs.append((Trial("autofocus", CONFIGURED, plan.rules), plan))
+    return [*runs, *((trial, replace(plan, rules=trial.rules)) for trial in best)]
 
 
-def _points(
-    tuning: Tuning,
-    plans: Mapping[str, Plan],
-    rows: Mapping[str, Sequence[ImageRow]],
-    seconds: Mapping[str, float],
-) -> list[dict[str, Any]]:
-    """Figure 7's records of what was run for real; rules where there are some."""
+def _confirm(tuning: Tuning, best: Sequence[Trial]) -> tuple[Reference, list[Trial]]:
+    """What was run for real, the full pyramid first, scored by the reference that it makes."""
+    runs = _runs(tuning, best)
+    plans = {trial.name: plan for trial, plan in runs}
+    rows, seconds = tuning.runner.confirm(tuning.sample.tune, plans)
     reference = tuning.reference(rows["pyramid"])
-    points = []
-    for name, own in rows.items():
-        method, _, setting = name.partition(" | ")
-        points.append(
-            {
-                "method": method,
-                "setting": setting,
-                **reference.score(own),
-                "seconds": seconds[name],
-                "confirmed": True,
-                "chosen": False,
-                "rules": _rule_records(plans[name]) if setting else None,
-            }
-        )
-    return points
+    return reference, [
+        replace(one, scores=reference.score(rows[one.name]), seconds=seconds[one.name],
+                confirmed=True)
+        for one, _ in runs
+    ]  # fmt: skip
 
 
-def _rule_records(plan: Plan) -> list[dict[str, Any]]:
-    return [asdict(rule) for rule in plan.rules if isinstance(rule, ChipRule)]
+def _choose(trials: Sequence[Trial], rule: TuneRule) -> tuple[list[Trial], Trial, bool]:
+    """The trials with one chosen, that one, and whether it keeps to the limits.
+
+    The cheapest AutoFocus within the limits; else the one that loses least.
+    """
+    pyramid, tried = trials[0], [one for one in trials if one.method == "autofocus"]
+    allowed = [one for one in tried if one.allowed(rule, pyramid)]
+    best = (
+        min(allowed, key=lambda one: one.pixels)
+        if allowed
+        else max(tried, key=lambda one: one.recall)
+    )
+    chosen = replace(best, chosen=True)
+    return [chosen if one is best else one for one in trials], chosen, bool(allowed)
 
 
-def _shown(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """AutoFocus as configured and as chosen."""
-    return [one for one in points if one["setting"] == CONFIGURED or one["chosen"]]
-
-
-def _choice(chosen: Mapping[str, Any], limits: Limits, kept: bool) -> str:
-    asked = f"at most {limits.max_lost:.0%} of the full pyramid's confident detections lost"
-    if chosen["AP"] is not None:
-        asked = f"AP at most {limits.max_loss:g} below its own and {asked}, of those that are right"
+def _choice(chosen: Trial, rule: TuneRule, kept: bool) -> str:
+    asked = f"at most {rule.max_lost:.0%} of the full pyramid's confident detections lost"
+    if chosen.ap is not None:
+        asked = f"AP at most {rule.max_loss:g} below its own and {asked}, of those that are right"
     if kept:
-        return f"Chosen: {chosen['setting']}, the cheapest that was run for real with {asked}."
-    least = f"Written is {chosen['setting']}, which loses least."
+        return f"Chosen: {chosen.setting}, the cheapest that was run for real with {asked}."
+    least = f"Written is {chosen.setting}, which loses least."
     return f"Nothing that was run keeps to: {asked}. {least}"
 
 
-def _lines(points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Table 1 as text."""
-    pyramid = next(one for one in points if one["method"] == "pyramid")
-    header = [
-        "method",
-        "AP",
-        "AP50",
-        "recall",
-        "MP",
-        "pyramid / it",
-        "s/image",
-        "pyramid / it",
-    ]
-    rows = [
-        [
-            f"{one['method']} {one['setting']}".strip() + (" *" if one["chosen"] else ""),
-            score_cell(one["AP"]),
-            score_cell(one["AP50"]),
-            score_cell(one["recall"]),
-            f"{one['pixels'] / 1e6:.3f}",
-            f"{pyramid['pixels'] / one['pixels']:.2f}",
-            f"{one['seconds']:.3f}",
-            f"{pyramid['seconds'] / one['seconds']:.2f}",
-        ]
-        for one in points
-    ]
-    return aligned_table([header, *rows]).splitlines()
-
-
-def _choose(points: Sequence[dict[str, Any]], limits: Limits) -> tuple[dict[str, Any], bool]:
-    """The cheapest AutoFocus point within the limits; else the one that loses least, and False."""
-    pyramid = next(one for one in points if one["method"] == "pyramid")
-    tried = [one for one in points if one["method"] == "autofocus"]
-    allowed = [one for one in tried if limits.allow(one, pyramid)]
-    if allowed:
-        return min(allowed, key=lambda one: one["pixels"]), True
-    return max(tried, key=lambda one: one["recall"]), False
+def _tables(
+    tuning: Tuning, records: Sequence[Record], reference: Reference, trials: Sequence[Trial]
+) -> dict[str, Records]:
+    """The records of Figures 5 and 6; Figure 5 takes ground truth of every image."""
+    images = [image.truth for image in tuning.sample.tune if image.truth is not None]
+    truth = images if len(images) == len(records) else []
+    bound: Records = []
+    shares: Records = []
+    if truth:
+        shown = [one for one in trials if one.setting == CONFIGURED or one.chosen]
+        focus_rule, pyramid = tuning.focus_rule, trials[0]
+        bound, shares = bound_tables(records, truth, focus_rule, tuning.plan, [pyramid, *shown])
+    recall = recall_table(records, truth, reference, tuning.plan)
+    return {"bound": bound, "recall": recall, "shares": shares}
 
 
 def _certify(
@@ -314,7 +260,7 @@ def _certify(
 ) -> tuple[Rules, GuaranteeConfig | None, str]:
     """The boldest certified thresholds around ``rules``, what is guaranteed of them, in words."""
     delta = tuning.rule.delta
-    path = [tuple(one and safer(one, shift) for one in rules) for shift in SHIFTS]
+    path = [tuple(one and shift_threshold(one, shift) for one in rules) for shift in SHIFTS]
     plans = [replace(tuning.plan, rules=one) for one in path]
     images = tuning.sample.calibration
     reference = tuning.reference([])
@@ -353,9 +299,7 @@ def tuned_config(
     config: IndexConfig, rules: Rules, guarantee: GuaranteeConfig | None
 ) -> IndexConfig:
     """``config`` with ``rules`` as its focus settings."""
-    steps = tuple(
-        ChipRule(**asdict(rule)) if rule else own
-        for rule, own in zip(rules, config.focus.steps, strict=True)
-    )
+    pairs = zip(rules, config.focus.steps, strict=True)
+    steps = tuple(rule or own for rule, own in pairs)
     focus = config.focus.model_copy(update={"steps": steps, "budget": None})
     return config.model_copy(update={"focus": focus, "guarantee": guarantee})

@@ -15,6 +15,7 @@ from af_pipeline.core import views
 from af_pipeline.core.cascade import Prediction, advance, look, start_row
 from af_pipeline.core.focus import STRIDE
 from af_pipeline.core.lanes import Lane, make_lanes
+from af_pipeline.core.pixels import ArrayPixels
 from af_pipeline.core.resize import resize, resize_part
 from af_pipeline.core.scales import Scale, scaled_size
 from af_pipeline.core.schema import Chip, ImageRow, rows_to_table
@@ -129,7 +130,9 @@ def test_resized_chips_are_held_up_to_the_limit(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(views, "HELD_PIXELS", 200_000)
     rng = np.random.default_rng(0)
     row = ImageRow("0", "", 600, 600)
-    row.chips = [Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, noise(rng, 130, 150)) for _ in range(6)]
+    row.chips = [
+        Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, ArrayPixels(noise(rng, 130, 150))) for _ in range(6)
+    ]
     seen = seen_by_tiles(row)
     cutter = views.Cutter(seen)
     lanes = make_lanes((128, 256))
@@ -138,7 +141,7 @@ def test_resized_chips_are_held_up_to_the_limit(monkeypatch: pytest.MonkeyPatch)
     for number in rng.permutation(np.repeat(np.arange(len(tiles)), 2)):
         tile = tiles[number]
         x0, y0, x1, y1 = tile.rect
-        whole = resize(row.chips[tile.view].pixels, 260, 300)
+        whole = row.chips[tile.view].pixels.read(260, 300)
         np.testing.assert_array_equal(cutter.cut(tile), whole[y0:y1, x0:x1])
         assert sum(image.shape[0] * image.shape[1] for image in cutter.held.values()) <= 200_000
 
@@ -147,7 +150,9 @@ def test_threads_cut_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "HELD_PIXELS", 100_000)  # one view: each thread wants another
     rng = np.random.default_rng(0)
     row = ImageRow("0", "", 600, 600)
-    row.chips = [Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, noise(rng, 130, 150)) for _ in range(6)]
+    row.chips = [
+        Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, ArrayPixels(noise(rng, 130, 150))) for _ in range(6)
+    ]
     seen = seen_by_tiles(row)
     lanes = make_lanes((128, 256))
     tiles = [t for i, view in enumerate(seen) for t in views.tiles_of(i, view, lanes)]
@@ -168,7 +173,7 @@ def test_a_crop_does_not_hold_the_image() -> None:
     start_row(row, image, plan)
     look([row], 0, plan, FakePredictor())
     advance([row], 0, plan)
-    crops = [chip.pixels for chip in row.chips if chip.pixels is not None]
+    crops = [chip.pixels.array for chip in row.chips if chip.pixels is not None]
     assert len(crops) == 2
     assert not any(np.shares_memory(crop, image) for crop in crops)
     assert all(crop.base is None for crop in crops)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from af_pipeline.core.cascade import advance, look, pending_pixels, stack, start_row
 from af_pipeline.core.chipping import make_chip
 from af_pipeline.core.lanes import make_lanes, split_axis
+from af_pipeline.core.pixels import ArrayPixels
 from af_pipeline.core.plan import TileRule
 from af_pipeline.core.scales import Scale
 from af_pipeline.core.schema import ImageRow, rows_to_table, table_to_rows
@@ -89,7 +90,7 @@ def test_tiles_and_whole_chips_of_one_shape_share_no_batch() -> None:
         row = ImageRow("0", "")
         start_row(row, image, plan)
         part = (0, 0, 160, 160)
-        row.chips.append(make_chip(row, 0, part, None, image[:, :160], plan))
+        row.chips.append(make_chip(row, 0, part, None, ArrayPixels(image[:, :160]), plan))
         for own in hands:
             look([row], 0, plan, TouchyPredictor(plan), own)
         stack(row, plan.stack)

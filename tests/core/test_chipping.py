@@ -16,6 +16,7 @@ from af_pipeline.core.cascade import advance, look, start_row
 from af_pipeline.core.chipping import network_size, next_chips, step_price
 from af_pipeline.core.focus import STRIDE, ChipRule, chips_from_map, component_rects, focus_cells
 from af_pipeline.core.lanes import canvas_sides, lane_of, make_lanes
+from af_pipeline.core.pixels import ArrayPixels
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.scales import Scale
 from af_pipeline.core.schema import Candidate, Chip, ImageRow, rows_to_table
@@ -83,7 +84,9 @@ def test_the_price_of_a_chip_is_what_it_takes(seed: int, kind: str, pad: bool, f
         for x0, y0, x1, y1 in boxes:
             sizes = network_size(row, scale, (x0, y0, x1, y1), plan)
             lane = lane_of(*sizes, plan.lanes)
-            row.chips.append(Chip(scale, lane, (x0, y0, x1, y1), 1.0, 0.0, image[y0:y1, x0:x1]))
+            row.chips.append(
+                Chip(scale, lane, (x0, y0, x1, y1), 1.0, 0.0, ArrayPixels(image[y0:y1, x0:x1]))
+            )
         known = np.array([network_size(row, scale, chip.box, plan) for chip in row.chips])
         prices = [forward_pixels(row, scale, chip.box, plan) for chip in row.chips]
         look([row], scale, plan, GradedPredictor(plan))

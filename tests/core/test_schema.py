@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from af_pipeline.core.pixels import ArrayPixels
 from af_pipeline.core.schema import (
     COUNTERS,
     ROW,
@@ -61,7 +62,7 @@ def make_chip(rng: np.random.Generator) -> Chip:
     x0, y0, width, height = (int(n) for n in rng.integers(1, 9, 4))
     pixels = rng.integers(0, 256, (2 * height, width, 3)).astype(np.uint8)[::2]  # not contiguous
     box = (x0, y0, x0 + width, y0 + height)
-    pending = pixels if rng.random() < 0.7 else None
+    pending = ArrayPixels(pixels) if rng.random() < 0.7 else None
     return Chip(
         int(rng.integers(0, 4)),
         int(rng.integers(-1, 300)),
@@ -93,8 +94,8 @@ def check_same(found: ImageRow, wanted: ImageRow, pixels: bool = True) -> None:
         looked = other.looked if pixels else True  # what is stored is done
         assert replace(one, pixels=None) == replace(other, pixels=None, looked=looked)
         if pixels and other.pixels is not None:
-            np.testing.assert_array_equal(one.pixels, other.pixels)
-            assert one.pixels.dtype == np.uint8
+            np.testing.assert_array_equal(one.pixels.array, other.pixels.array)
+            assert one.pixels.array.dtype == np.uint8
         else:
             assert one.pixels is None
 
@@ -143,10 +144,15 @@ def test_empty_tables_have_the_schema(stored: bool) -> None:
 def test_pixels_are_dropped_only_when_stored() -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     row = ImageRow(
-        "a", "b", chips=[Chip(1, 0, (3, 5, 7, 7), 0.5, 2.5, pixels), Chip(0, 0, (0, 0, 9, 9), 1)]
+        "a",
+        "b",
+        chips=[
+            Chip(1, 0, (3, 5, 7, 7), 0.5, 2.5, ArrayPixels(pixels)),
+            Chip(0, 0, (0, 0, 9, 9), 1),
+        ],
     )
     (flying,) = table_to_rows(rows_to_table([row]))
-    np.testing.assert_array_equal(flying.chips[0].pixels, pixels)
+    np.testing.assert_array_equal(flying.chips[0].pixels.array, pixels)
     assert flying.chips[1].pixels is None
     (stored,) = table_to_rows(rows_to_table([row], stored=True))
     assert [chip.pixels for chip in stored.chips] == [None, None]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from af_pipeline.core.cascade import Prediction, look
 from af_pipeline.core.lanes import make_lanes
+from af_pipeline.core.pixels import ArrayPixels
 from af_pipeline.core.plan import TileRule
 from af_pipeline.core.scales import Scale
 from af_pipeline.core.schema import Chip, ImageRow
@@ -138,7 +139,7 @@ def test_what_leaves_the_chip_across_a_seam_leaves_no_part() -> None:
     plan = make_plan("whole", scales=(Scale(1.0),), rules=(), lanes=make_lanes((192,)), overlap=32)
     row = ImageRow("0", "", 600, 300)
     row.ledger.pixels, row.ledger.padded, row.ledger.chips = [0], [0], [0]
-    row.chips = [Chip(0, -1, (0, 0, 400, 300), 1.0, pixels=image[:, :400])]
+    row.chips = [Chip(0, -1, (0, 0, 400, 300), 1.0, pixels=ArrayPixels(image[:, :400]))]
     look([row], 0, plan, FakePredictor())
     assert not len(row.detections)
     assert (row.ledger.dropped_border, row.ledger.cut_seam) == (1, 0)

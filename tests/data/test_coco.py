@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from af_pipeline.data.access import SourceError
-from af_pipeline.data.annotations.coco import load_coco
 from af_pipeline.data.annotations.dataset import AnnotationError
 from af_pipeline.data.sources.open import list_images
 from tests.helpers.realdata import real_data
+from tests.helpers.truth import load
 
 
 def document() -> dict[str, Any]:
@@ -38,13 +38,13 @@ def write(folder: Path, content: object) -> Path:
 def message(folder: Path, content: object) -> str:
     path = write(folder, content)
     with pytest.raises(AnnotationError) as caught:
-        load_coco(path)
+        load(path)
     assert str(caught.value).startswith(str(path))
     return str(caught.value)
 
 
 def test_boxes_labels_and_classes(tmp_path: Path) -> None:
-    data = load_coco(write(tmp_path, document()))
+    data = load(write(tmp_path, document()))
     assert data.class_names == ("car", "truck")
     assert data.category_ids == (3, 7)
     first, second = data.images
@@ -65,11 +65,11 @@ def test_boxes_labels_and_classes(tmp_path: Path) -> None:
 def test_crowd_and_annotation_id_may_be_missing(tmp_path: Path) -> None:
     content = document()
     del content["annotations"][0]["iscrowd"], content["annotations"][0]["id"]
-    assert load_coco(write(tmp_path, content)).images[0].crowd.tolist() == [False, True]
+    assert load(write(tmp_path, content)).images[0].crowd.tolist() == [False, True]
 
 
 def test_no_annotations_at_all(tmp_path: Path) -> None:
-    data = load_coco(write(tmp_path, {**document(), "annotations": []}))
+    data = load(write(tmp_path, {**document(), "annotations": []}))
     assert [len(image.boxes) for image in data.images] == [0, 0]
 
 
@@ -77,16 +77,16 @@ def test_image_ids_may_be_strings(tmp_path: Path) -> None:
     content = document()
     for entry in (content["images"][0], *content["annotations"]):
         entry["id" if "width" in entry else "image_id"] = "ten"
-    assert len(load_coco(write(tmp_path, content)).images[0].boxes) == 2
+    assert len(load(write(tmp_path, content)).images[0].boxes) == 2
 
 
 def test_images_are_found_like_in_a_listing(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "b.jpg").touch()
     path = write(tmp_path, document())
-    uris = [image.uri for image in load_coco(path).images]
+    uris = [image.uri for image in load(path).images]
     assert uris == [str(tmp_path / "images" / name) for name in ("b.jpg", "sub/a.jpg")]
-    uris = [image.uri for image in load_coco(str(path), images="s3://bucket/x/").images]
+    uris = [image.uri for image in load(str(path), images="s3://bucket/x/").images]
     assert uris == ["s3://bucket/x/b.jpg", "s3://bucket/x/sub/a.jpg"]
 
 
@@ -194,12 +194,12 @@ def test_files_that_are_no_coco(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(AnnotationError, match=r"x\.json"):
-        load_coco(path)
+        load(path)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"nothing at .*gone\.json"):
-        load_coco(tmp_path / "gone.json")
+        load(tmp_path / "gone.json")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_missing_file(tmp_path: Path) -> None:
 )
 def test_real_files(folder: str, name: str, images: int, boxes: int, classes: int) -> None:
     path = real_data(folder) / f"{name}.json"
-    data = load_coco(path)
+    data = load(path)
     assert len(data.images) == images
     assert sum(len(image.boxes) for image in data.images) == boxes
     assert len(data.class_names) == len(data.category_ids) == classes

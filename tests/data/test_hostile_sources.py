@@ -2,10 +2,7 @@
 
 import json
 import os
-import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,31 +17,9 @@ from af_pipeline.data.sources.open import list_images, list_tables
 from af_pipeline.data.sources.source import Source
 from af_pipeline.data.sources.table import read_tables
 from af_pipeline.data.storage import range_uri, read_bytes
-from tests.data.test_tar import pack
+from tests.helpers.odd_files import ODD, pack
 
 SMALL = Storage(max_bytes=1000)
-
-
-def sparse(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(40 << 30)
-
-
-def bound(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-
-
-ODD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "pipe": (os.mkfifo, "is a pipe, a socket or a device"),
-    "socket": (bound, "is a pipe, a socket or a device"),
-    "device": (lambda path: path.symlink_to("/dev/zero"), "is a pipe, a socket or a device"),
-    "loop": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
-    "dangling": (lambda path: path.symlink_to("gone"), "nothing at"),
-    "below a file": (lambda path: path.symlink_to(f"{__file__}/a"), "Not a directory"),
-    "long link": (lambda path: path.symlink_to("x" * 300), "File name too long"),
-    "40 GB": (sparse, "has 42949672960 bytes, more than storage.max_bytes=2147483648"),
-}
 
 
 @pytest.mark.timeout(20)
@@ -76,32 +51,6 @@ def test_the_size_limit_is_inclusive(tmp_path: Path) -> None:
         for uri in (f"{tmp_path}/a", range_uri(f"{tmp_path}/a", 0, size)):
             with pytest.raises(SourceError, match=r"has 1001 bytes, more than storage\.max_bytes"):
                 read_bytes(uri, SMALL)
-
-
-def test_links_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that nobody may look into ends a listing, a picture becomes an error row."""
-    plain = os.scandir
-
-    class Guarded:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def is_dir(self) -> bool:
-            raise PermissionError(13, "Permission denied", self.name)
-
-    class Folder:
-        def __enter__(self) -> list[Any]:
-            return [Guarded(name) for name in names]
-
-        def __exit__(self, *_: object) -> None: ...
-
-    monkeypatch.setattr(os, "scandir", lambda path: Folder() if str(path).endswith("in") else plain)
-    (tmp_path / "in").mkdir()
-    names = ["a.jpg"]
-    assert [image.image_id for image in list_directory(f"{tmp_path}/in")] == ["a.jpg"]
-    names = ["folder"]
-    with pytest.raises(SourceError, match="no permission"):
-        list(list_directory(f"{tmp_path}/in"))
 
 
 # Names
@@ -285,10 +234,3 @@ def test_text_that_is_no_utf_8_is_told_at_once(tmp_path: Path, column: str) -> N
     pq.write_table(pa.table(texts), tmp_path / "p.parquet")
     with pytest.raises(SourceError, match=r"p\.parquet row 0 or one after it: .*UTF8"):
         list(list_tables(f"{tmp_path}/p.parquet"))
-
-
-def test_folders_without_bottom(tmp_path: Path) -> None:
-    (tmp_path / "in" / "/".join("a" * 250)).mkdir(parents=True)
-    (tmp_path / "in/b.jpg").touch()
-    with pytest.raises(SourceError, match="lies more than 200 folders deep"):
-        list(list_directory(f"{tmp_path}/in"))

@@ -10,8 +10,8 @@ import pytest
 
 from af_pipeline.data.access import MissingSourceError, SourceError, Storage
 from af_pipeline.data.sources.open import list_images
-from af_pipeline.data.storage import exists, filesystem, is_folder, open_file, range_uri, read_bytes
-from tests.helpers.s3_server import Quiet, faulty_s3, serve
+from af_pipeline.data.storage import exists, is_folder, open_file, range_uri, read_bytes
+from tests.helpers.s3_server import Quiet, serve
 
 LIMITS = Storage(attempts=1, timeout_s=0.5, max_bytes=100_000)
 BOMB = gzip.compress(bytes(50_000_000))
@@ -132,7 +132,7 @@ def url() -> Iterator[str]:
         ("endless.jpg", r"has more than storage\.max_bytes=100000 bytes"),
         ("large.jpg", r"has 100001 bytes, more than storage\.max_bytes=100000"),
         ("dripping.jpg", r"less than storage\.min_rate=10000 bytes/s came"),
-        ("no_body.jpg", r"less than storage\.min_rate|400"),
+        ("no_body.jpg", r"less than storage\.min_rate|400|no answer within"),
         ("slow_headers.jpg", r"no answer within storage\.timeout_s"),
         ("bomb.jpg", r"has more than storage\.max_bytes=100000 bytes"),
         (
@@ -190,20 +190,3 @@ def test_pages_of_web_servers_are_no_folders(url: str) -> None:
         assert not is_folder(f"{url}/{name}", LIMITS)
         with pytest.raises(SourceError, match="is nothing that lists images"):
             list_images(f"{url}/{name}", storage=LIMITS)
-
-
-def test_limits_on_s3(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with faulty_s3() as server:
-        storage = Storage(server.url, max_bytes=1000)
-        system, _ = filesystem("s3://bucket", storage)
-        system.makedirs("bucket", exist_ok=True)
-        for size in (1000, 1001):
-            system.pipe_file(f"bucket/{size}", bytes(size))
-        assert len(read_bytes("s3://bucket/1000", storage)) == 1000
-        server.script.requests.clear()
-        with pytest.raises(SourceError, match=r"has 1001 bytes, more than storage\.max_bytes=1000"):
-            read_bytes("s3://bucket/1001", storage)
-        assert server.script.requests == {"bucket/1001": 1}

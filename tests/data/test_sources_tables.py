@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,16 +12,7 @@ from af_pipeline.core.schema import IMAGES, MANIFEST
 from af_pipeline.data.access import MissingSourceError, SourceError, Storage
 from af_pipeline.data.manifest import SourceImage, write_tables
 from af_pipeline.data.sources.open import list_images, list_tables
-
-
-def save(path: Path, table: pa.Table | dict[str, Any], rows: int = 3) -> str:
-    table = pa.table(table) if isinstance(table, dict) else table
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".csv":
-        pcsv.write_csv(table, path)
-    else:
-        pq.write_table(table, path, row_group_size=rows)
-    return str(path)
+from tests.helpers.odd_files import save_table as save
 
 
 def read(uri: str, **options: Any) -> pa.Table:

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import md5
 from pathlib import Path
-from types import SimpleNamespace
 
 import fsspec
 import pytest
 
+from af_pipeline.config import ConfigError, config_from
 from af_pipeline.data.access import MissingSourceError, SourceError, Storage
 from af_pipeline.data.listing import list_files
 from af_pipeline.data.storage import (
@@ -24,9 +24,11 @@ from af_pipeline.data.storage import (
     join,
     open_file,
     parent,
+    put,
     range_uri,
     read_bytes,
 )
+from af_pipeline.settings.index import SourceConfig
 from tests.helpers.s3_server import Fault, Quiet, Server, faulty_s3, serve
 
 DATA = bytes(range(256)) * 400
@@ -54,7 +56,7 @@ def server(started: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 
 @pytest.fixture
 def storage(server: Server) -> Storage:
-    return Storage(server.url, attempts=3, timeout_s=1)
+    return Storage(server.url, attempts=3, timeout_s=1.5)
 
 
 @pytest.fixture
@@ -81,10 +83,10 @@ def key(server: Server, storage: Storage, request: pytest.FixtureRequest) -> str
         Fault(504, "GatewayTimeout"),
         Fault(429, "TooManyRequests"),
         Fault(drop=True),
-        Fault(wait_s=1.5),
+        Fault(wait_s=2),
         Fault(body_bytes=5000),
         Fault(body_bytes=0),
-        Fault(body_bytes=5000, stall_s=1.5),
+        Fault(body_bytes=5000, stall_s=2),
     ],
     ids=str,
 )
@@ -93,10 +95,13 @@ def test_faults_that_pass_cost_no_image(
 ) -> None:
     server.script.fail(key, fault, fault)
     assert read_bytes(f"s3://{key}", storage) == DATA
-    assert server.script.requests[key] == 3
+    # aiohttp itself repeats a GET on a connection that it finds closed.
+    assert 3 <= server.script.requests[key] <= (6 if fault.drop else 3)
 
 
-@pytest.mark.parametrize("fault", [SLOW, Fault(500), Fault(429), Fault(drop=True)], ids=str)
+@pytest.mark.parametrize(
+    "fault", [SLOW, Fault(429), Fault(drop=True), Fault(body_bytes=9)], ids=str
+)
 def test_a_server_that_stays_broken_is_an_error(
     server: Server, storage: Storage, key: str, fault: Fault
 ) -> None:
@@ -104,16 +109,8 @@ def test_a_server_that_stays_broken_is_an_error(
     with pytest.raises(SourceError, match=r"cannot read s3://bucket/.*") as caught:
         read_bytes(f"s3://{key}", storage)
     assert not isinstance(caught.value, MissingSourceError)
-    # aiohttp itself repeats a GET on a connection that it finds closed.
     most = 2 * storage.attempts if fault.drop else storage.attempts
     assert storage.attempts <= server.script.requests[key] <= most
-
-
-def test_bodies_always_cut_short_are_an_error(server: Server, storage: Storage, key: str) -> None:
-    server.script.fail(key, Fault(body_bytes=9), always=True)
-    with pytest.raises(SourceError, match="cannot read"):
-        read_bytes(f"s3://{key}", storage)
-    assert server.script.requests[key] == storage.attempts
 
 
 def test_one_attempt_is_one_request(server: Server, key: str) -> None:
@@ -154,9 +151,14 @@ def test_threads_share_one_client(server: Server, storage: Storage, key: str) ->
     assert id(filesystem(f"s3://{key}", Storage(server.url, attempts=4))[0]) not in systems
 
 
-def test_one_request_an_image(server: Server, storage: Storage, key: str) -> None:
-    read_bytes(f"s3://{key}", storage)
+def test_one_request_an_image_and_no_more_bytes_than_may_be(
+    server: Server, storage: Storage, key: str
+) -> None:
+    assert len(read_bytes(f"s3://{key}", replace(storage, max_bytes=len(DATA)))) == len(DATA)
     assert server.script.requests == {key: 1}
+    with pytest.raises(SourceError, match=r"has 102400 bytes, more than storage\.max_bytes=102399"):
+        read_bytes(f"s3://{key}", replace(storage, max_bytes=len(DATA) - 1))
+    assert server.script.requests == {key: 2}
 
 
 # What does not
@@ -323,6 +325,17 @@ def test_storage_that_cannot_work(fields: dict, message: str) -> None:
         Storage(**fields)
 
 
+def test_storage_is_a_section_of_the_config() -> None:
+    found = config_from(SourceConfig, {"storage": {"attempts": 3}}, ["storage.max_bytes=9"], "f")
+    assert found.storage == Storage(attempts=3, max_bytes=9)
+    with pytest.raises(ConfigError, match=r"'storage\.endpont'; did you mean 'endpoint'"):
+        config_from(SourceConfig, {"storage": {"endpont": "x"}}, (), "f")
+    for secret in (f"https://k:{SECRET}@h", f"https://h?sig={SECRET}"):
+        with pytest.raises(ConfigError, match="endpoint") as caught:
+            config_from(SourceConfig, {"storage": {"endpoint": secret}}, (), "f")
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
 def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert full_uri(*filesystem("a/../b.jpg")) == f"{tmp_path}/b.jpg"
@@ -335,11 +348,15 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert join("/a", "s3://b/y.jpg") == "s3://b/y.jpg"
 
 
-def test_unknown_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    system = SimpleNamespace(protocol="x", info=lambda p: {"type": "file", "size": None})
-    monkeypatch.setattr("af_pipeline.data.storage.filesystem", lambda *a: (system, "p"))
-    with pytest.raises(SourceError, match="does not tell the size"):
-        open_file("x://y")
+def test_what_is_put_is_seen_whole_or_not_at_all(tmp_path: Path, storage: Storage) -> None:
+    for uri in (f"{tmp_path}/new/a.json", "memory://put/a.json"):
+        for data in (b"{}", b'{"a": 1}'):
+            put(uri, data)
+            assert read_bytes(uri) == data
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
+    with pytest.raises(OSError, match="director"):
+        put(str(tmp_path / "new"), b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 # s3fs

@@ -1,7 +1,6 @@
 """tar: members are found where tarfile finds them, and broken tars are named."""
 
 import gzip
-import io
 import tarfile
 from pathlib import Path
 
@@ -13,16 +12,7 @@ from af_pipeline.data.access import MissingSourceError, SourceError
 from af_pipeline.data.sources.open import list_images
 from af_pipeline.data.sources.tar import list_tar
 from af_pipeline.data.storage import read_bytes
-
-
-def pack(path: Path, members: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=form) as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return str(path)
+from tests.helpers.odd_files import pack
 
 
 def contents(uri: str) -> dict[str, bytes]:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotationError
-from af_pipeline.data.annotations.voc import is_image_set, load_voc, voc_root
+from af_pipeline.data.annotations.voc import is_image_set, voc_root
 from af_pipeline.data.sources.folder import list_directory
 from af_pipeline.images.decode import encode_jpeg, encode_png
 from tests.helpers.realdata import real_data
+from tests.helpers.truth import load
 
 SIZE = "<size><width>100</width><height>50</height><depth>3</depth></size>"
 
@@ -45,7 +46,7 @@ class Kit:
 
     def error(self, **options: object) -> str:
         with pytest.raises(AnnotationError) as caught:
-            load_voc(self.set, **options)  # type: ignore[arg-type]
+            load(self.set, **options)  # type: ignore[arg-type]
         assert str(caught.value).startswith(str(self.set))
         return str(caught.value)
 
@@ -63,7 +64,7 @@ def test_boxes_labels_and_classes(kit: Kit) -> None:
     difficult = thing("cat", 90, -4, 130, 60, more="<difficult>1</difficult>")
     kit.add("b", xml(thing("dog", 1, 2, 10, 20), difficult))
     kit.add("a", xml())
-    data = load_voc(kit.set)
+    data = load(kit.set)
     assert (data.class_names, data.category_ids) == (("cat", "dog"), (1, 2))
     first, second = data.images
     assert (first.image_id, first.width, first.height) == ("b.jpg", 100, 50)
@@ -77,26 +78,26 @@ def test_boxes_labels_and_classes(kit: Kit) -> None:
 
 def test_corners_may_be_fractions_and_zero(kit: Kit) -> None:
     kit.add("a", xml(thing("x", 0, 0, "2.5", " 3 "), thing("x", 7, 7, 7, 9)))
-    np.testing.assert_array_equal(load_voc(kit.set).images[0].boxes, [[0, 0, 2.5, 3], [6, 6, 7, 9]])
+    np.testing.assert_array_equal(load(kit.set).images[0].boxes, [[0, 0, 2.5, 3], [6, 6, 7, 9]])
 
 
 def test_only_the_object_itself_is_read_not_its_parts(kit: Kit) -> None:
     part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
     kit.add("a", xml(thing("person", 1, 1, 9, 9, more=part)))
-    assert load_voc(kit.set).class_names == ("person",)
+    assert load(kit.set).class_names == ("person",)
 
 
 def test_a_class_file_lists_all_its_names(kit: Kit) -> None:
     for name in ("a", "b", "c"):
         kit.add(name, xml())
     kit.set.write_text("a  1\n\nb -1\nc  0\n")
-    assert names_of(load_voc(kit.set)) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert names_of(load(kit.set)) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
 def test_names_may_hold_blanks(kit: Kit) -> None:
     for name in ("image 1", "image b"):
         kit.add(name, xml())
-    assert names_of(load_voc(kit.set)) == ["image 1.jpg", "image b.jpg"]
+    assert names_of(load(kit.set)) == ["image 1.jpg", "image b.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_image_files(kit: Kit, filename: str, files: list[str], found: str) -> N
     for file in files:
         kit.add("a", xml(filename=filename), image=file)
     kit.set.write_text("a\n")
-    assert names_of(load_voc(kit.set)) == [found]
+    assert names_of(load(kit.set)) == [found]
 
 
 def test_an_image_file_in_doubt_is_an_error(kit: Kit) -> None:
@@ -135,14 +136,14 @@ def test_size_from_the_image_where_it_is_not_stated(kit: Kit, size: str) -> None
     pixels = np.zeros((12, 34, 3), np.uint8)
     for encode in (encode_png, encode_jpeg):
         (kit.root / "JPEGImages/a.jpg").write_bytes(encode(pixels))
-        image = load_voc(kit.set).images[0]
+        image = load(kit.set).images[0]
         assert (image.width, image.height) == (34, 12)
         np.testing.assert_array_equal(image.boxes, [[0, 0, 34, 12]])
 
 
 def test_given_classes_order_the_labels(kit: Kit) -> None:
     kit.add("a", xml(thing("dog", 1, 1, 9, 9), thing("cat", 1, 1, 9, 9)))
-    data = load_voc(kit.set, classes=("dog", "bird", "cat"))
+    data = load(kit.set, classes=("dog", "bird", "cat"))
     assert data.class_names == ("dog", "bird", "cat")
     assert data.images[0].labels.tolist() == [0, 2]
     text = kit.error(classes=("dog", "bird"), on_broken="drop")
@@ -170,7 +171,7 @@ def test_broken_objects_are_named_or_dropped(kit: Kit, broken: str, problem: str
     kit.add("a", xml(thing("WBC", 1, 1, 9, 9), broken))
     text = kit.error()
     assert all(part in text for part in ("1 problem:", "Annotations/a.xml: object 2", problem))
-    data = load_voc(kit.set, on_broken="drop")
+    data = load(kit.set, on_broken="drop")
     assert len(data.images[0].boxes) == 1
     assert data.class_names == ("WBC",)
     assert len(data.dropped) == 1
@@ -207,7 +208,7 @@ def test_broken_files_are_named(
 def test_encodings(kit: Kit, encoding: str) -> None:
     head = f"<?xml version='1.0' encoding='{encoding.removesuffix('-sig')}'?>"
     kit.add("a", (head + xml(thing("Blüte", 1, 1, 9, 9))).encode(encoding))
-    assert load_voc(kit.set).class_names == ("Blüte",)
+    assert load(kit.set).class_names == ("Blüte",)
 
 
 def test_missing_files_are_all_named(kit: Kit) -> None:
@@ -219,7 +220,7 @@ def test_missing_files_are_all_named(kit: Kit) -> None:
     assert f"a.xml has no image: neither '' nor 'a' in {kit.root}/JPEGImages" in text
     assert "b.xml is missing" in text
     kit.set.write_text("a\n")
-    missing = load_voc(kit.set, on_broken="drop").images[0]
+    missing = load(kit.set, on_broken="drop").images[0]
     assert (missing.image_id, missing.uri) == ("a.jpg", str(kit.root / "JPEGImages/a.jpg"))
 
 
@@ -227,16 +228,8 @@ def test_missing_files_are_all_named(kit: Kit) -> None:
 def test_a_missing_file_is_looked_for_nowhere_else(kit: Kit, stated: str) -> None:
     kit.add("b", xml())
     kit.add("a", xml(filename=stated), image=None)
-    missing = load_voc(kit.set, on_broken="drop").images[1]
+    missing = load(kit.set, on_broken="drop").images[1]
     assert (missing.image_id, missing.uri) == ("x.png", str(kit.root / "JPEGImages/x.png"))
-
-
-def test_ten_problems_are_shown(kit: Kit) -> None:
-    kit.add("a", xml(*[thing("x", 3, 3, 3, 3)] * 25))
-    text = kit.error()
-    assert "25 problems:" in text
-    assert "... and 15 more" in text
-    assert text.count("\n") == 11
 
 
 def test_names_twice_and_none_at_all(kit: Kit) -> None:
@@ -258,7 +251,7 @@ def test_another_image_folder(kit: Kit, tmp_path: Path) -> None:
     kit.add("a", xml(), image=None)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").write_bytes(b"x")
-    data = load_voc(str(kit.set), images=str(tmp_path / "photos"))
+    data = load(str(kit.set), images=str(tmp_path / "photos"))
     assert data.images[0].uri == str(tmp_path / "photos/a.jpg")
 
 
@@ -280,14 +273,14 @@ def test_root(path: str, root: str) -> None:
 @pytest.mark.parametrize("path", ["x.txt", "VOC/ImageSets.txt", "VOC/ImageSets/Main"])
 def test_no_image_set(path: str) -> None:
     assert not is_image_set(path)
-    with pytest.raises(AnnotationError, match="no VOC image set"):
-        load_voc(path)
+    with pytest.raises(AnnotationError, match="no annotation file"):
+        load(path)
 
 
 def test_unknown_way_with_broken_boxes(kit: Kit) -> None:
     kit.add("a", xml())
     with pytest.raises(ValueError, match="'fail' or 'drop'"):
-        load_voc(kit.set, on_broken="skip")  # type: ignore[arg-type]
+        load(kit.set, on_broken="skip")  # type: ignore[arg-type]
 
 
 BCCD = [
@@ -302,7 +295,7 @@ BCCD = [
 def test_real_files(name: str, images: int, boxes: dict[str, int], broken: list[str]) -> None:
     root = real_data("bccd")
     path = root / f"ImageSets/Main/{name}.txt"
-    data = load_voc(path, on_broken="drop")
+    data = load(path, on_broken="drop")
     assert len(data.images) == images
     assert len(data.dropped) == len(broken)
     for line, part in zip(data.dropped, broken, strict=True):
@@ -311,7 +304,7 @@ def test_real_files(name: str, images: int, boxes: dict[str, int], broken: list[
         assert "single point" in line
     if broken:
         with pytest.raises(AnnotationError, match="object"):
-            load_voc(path)
+            load(path)
     labels = np.concatenate([image.labels for image in data.images])
     assert collections.Counter(data.class_names[label] for label in labels) == boxes
     listed = {image.image_id: image.uri for image in list_directory(str(root / "JPEGImages"))}

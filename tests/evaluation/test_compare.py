@@ -7,11 +7,11 @@ import pytest
 from af_pipeline.evaluation.coco import check_inputs, evaluate_detections, run_coco
 from af_pipeline.evaluation.compare import LEVEL, compare_matches
 from af_pipeline.evaluation.matches import Accumulator, Matches, matches_of
-from tests.evaluation.test_metrics import Json, made_up
+from tests.helpers.truth import Json, ground_truth, made_up
 
 
 def matched(truth: Json, detections: pa.Table) -> Matches:
-    inputs = check_inputs(truth, detections)
+    inputs = check_inputs(ground_truth(truth), detections)
     return matches_of(inputs, run_coco(inputs))
 
 
@@ -31,7 +31,7 @@ def test_values_are_those_of_the_single_evaluation(pair: tuple[Json, pa.Table, p
     truth, *tables = pair
     standings = compare_matches([matched(truth, table) for table in tables], 50)
     for table, standing in zip(tables, standings, strict=True):
-        overall = evaluate_detections(truth, table).overall
+        overall = evaluate_detections(ground_truth(truth), table).overall
         for name, estimate in standing.scores.items():
             assert estimate.value == pytest.approx(overall[name])
             assert estimate.low < estimate.value < estimate.high

@@ -1,9 +1,11 @@
 """Every outcome and kind by hand, their prices, and that each thing gets exactly one."""
 
+import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +15,9 @@ from af_pipeline.evaluation.coco import check_inputs, run_coco, summarise
 from af_pipeline.evaluation.coverage import CAUSES, Looked
 from af_pipeline.evaluation.errors import DETECTION_KINDS, OBJECT_KINDS, Breakdown, Side, break_down
 from af_pipeline.evaluation.matches import matches_of
-from tests.evaluation.test_metrics import Json, annotation, detection, made_up, table_of
+from af_pipeline.evaluation.tables import ERRORS, error_rows, errors_json, errors_text
 from tests.helpers.fakes import make_plan
+from tests.helpers.truth import Json, annotation, detection, ground_truth, made_up, table_of
 
 SCALES = (Scale(0.5, valid_range=(50.0, -1)), Scale(2.0, valid_range=(5.0, 60.0)))
 CHIPS = {"0.jpg": np.array([[1, 100, 100, 300, 300]])}
@@ -65,9 +68,9 @@ def scene() -> tuple[Json, pa.Table]:
 def explain(
     truth: Json, detections: pa.Table, looked: Looked | None = None, **options: Any
 ) -> Breakdown:
-    inputs = check_inputs(truth, detections)
+    inputs = check_inputs(ground_truth(truth), detections)
     matches = matches_of(inputs, run_coco(inputs, options.pop("max_dets", 300)))
-    indexed = options.pop("indexed", list(inputs.image_ids))
+    indexed = options.pop("indexed", list(inputs.truth.image_ids))
     return break_down(inputs, matches, indexed, looked, **options)
 
 
@@ -244,7 +247,7 @@ def random_looked(seed: int, images: int) -> Looked:
 def test_each_gets_exactly_one(seed: int, score: float, known: bool, max_dets: int) -> None:
     truth, detections = made_up(seed)
     truth["annotations"].append(annotation(10_000, 0, 0, [5, 5, 40, 40]))
-    inputs = check_inputs(truth, detections)
+    inputs = check_inputs(ground_truth(truth), detections)
     coco_eval = run_coco(inputs, max_dets)
     coco, matches = summarise(inputs, coco_eval), matches_of(inputs, coco_eval)
     looked = random_looked(seed, 6) if known else None
@@ -293,3 +296,59 @@ def test_ids_may_be_strings_and_all_objects_crowds() -> None:
     assert overall(found.objects) == {}
     assert overall(found.detections) == {"ignored": 4, "background": 3}
     assert np.isnan(found.ap50).all()
+
+
+# As text, json and rows
+
+
+@pytest.fixture(params=[True, False], ids=["chips", "no chips"])
+def found(request: pytest.FixtureRequest) -> Breakdown:
+    return explained_scene() if request.param else explain(*scene(), indexed=["0.jpg"])
+
+
+def test_json_is_strict_and_sums_up(found: Breakdown) -> None:
+    plain = json.loads(json.dumps(errors_json(found), allow_nan=False))
+    assert sum(plain["objects"]["overall"].values()) == len(OBJECTS)
+    for side in ("objects", "detections"):
+        for kind, number in plain[side]["overall"].items():
+            assert number == sum(each[kind] for each in plain[side]["per_class"].values())
+    causes_known = found.covered is not None
+    assert ("no_chip" in plain["objects"]["overall"]) == causes_known
+    assert ("missed" in plain["AP50_gained"]["objects"]) != causes_known
+    assert (plain["objects_in_chips"] is None) != causes_known
+
+
+def test_rows_are_the_errors_and_no_more(found: Breakdown) -> None:
+    rows, plain = error_rows(found), errors_json(found)
+    assert rows.schema == ERRORS
+    for side, fine in (("object", {"found"}), ("detection", {"true", "ignored"})):
+        own = rows.filter(pc.equal(rows["side"], side))
+        counts = {row["values"]: row["counts"] for row in own["kind"].value_counts().to_pylist()}
+        expected = plain[f"{side}s"]["overall"].items()
+        assert counts == {kind: n for kind, n in expected if n and kind not in fine}
+        assert own["score"].null_count == (own.num_rows if side == "object" else 0)
+
+
+def test_a_row(found: Breakdown) -> None:
+    (row,) = [r for r in error_rows(found).to_pylist() if r["kind"] == "both"]
+    corners = {"x0": 265.0, "y0": 200.0, "x1": 295.0, "y1": 230.0}
+    assert row == {
+        "image_id": "0.jpg",
+        "side": "detection",
+        "kind": "both",
+        "label": "c1",
+        "score": 0.5,
+        **corners,
+        "iou": pytest.approx(1 / 3),
+        "other_label": "c0",
+    }
+
+
+def test_text_has_a_row_a_class_and_a_price_a_kind(found: Breakdown) -> None:
+    text = errors_text(found)
+    lines = text.splitlines()
+    assert lines[0] == "objects, by detections at score >= 0.3"
+    assert sum(line.startswith(("c0 ", "c1 ")) for line in lines) == 4
+    assert sum(line.split()[:1] == ["background"] for line in lines) == 1
+    assert ("no_chip" in text) == (found.covered is not None)
+    assert lines[-1].split()[:4] == ["AP50", "as", "it", "is"]

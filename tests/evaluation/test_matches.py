@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from af_pipeline.evaluation.coco import check_inputs, evaluate_detections, is_crowd, run_coco
+from af_pipeline.evaluation.coco import check_inputs, evaluate_detections, run_coco
 from af_pipeline.evaluation.matches import RECALLS, Accumulator, Matches, matches_of
-from tests.evaluation.test_metrics import Json, annotation, detection, made_up, table_of
+from tests.helpers.truth import Json, annotation, detection, ground_truth, made_up, table_of
 
 
 def matched(truth: Json, detections: pa.Table, max_dets: int = 300) -> tuple[Matches, Any]:
-    inputs = check_inputs(truth, detections)
+    inputs = check_inputs(ground_truth(truth), detections)
     coco_eval = run_coco(inputs, max_dets)
     return matches_of(inputs, coco_eval), coco_eval
 
@@ -66,10 +66,10 @@ def test_weights_are_repeated_images(seed: int, draw: int) -> None:
     weights = np.bincount(rng.integers(0, number, number), minlength=number)
     again, found = repeated(truth, detections, weights.tolist())
     scores = Accumulator(matched(truth, detections)[0]).scores(weights)
-    if not again["annotations"] or all(map(is_crowd, again["annotations"])):
+    if not again["annotations"] or all(a["iscrowd"] for a in again["annotations"]):
         assert np.isnan(scores["AP"])
         return
-    expected = evaluate_detections(again, found).overall
+    expected = evaluate_detections(ground_truth(again), found).overall
     assert scores == pytest.approx({name: expected[name] for name in ("AP", "AP50")}, abs=1e-12)
 
 
@@ -91,7 +91,7 @@ def test_rows_and_matches_lead_back_to_the_inputs() -> None:
     assert matches.row.tolist() == [1, 0, 3, 2]
     assert matches.label.tolist() == [0, 0, 1, 1]
     assert matches.image.tolist() == [0, 0, 1, 0]
-    assert matches.met[at].tolist() == [-1, 1, 0, 2]
+    assert matches.met[at].tolist() == [-1, 0, 2, 1]  # boxes come image by image
     assert matches.hit[at].tolist() == [False, True, True, False]
     assert matches.ignored[at].tolist() == [False, False, False, True]
     assert matches.objects.tolist() == [[1, 0], [0, 1]]

@@ -16,7 +16,7 @@ SIDE = 80
 
 def data_of(images: Iterable[AnnotatedImage], *names: str) -> AnnotatedDataset:
     """A data set with these classes."""
-    return AnnotatedDataset(tuple(images), names, tuple(range(1, len(names) + 1)))
+    return AnnotatedDataset.of(tuple(images), names, tuple(range(1, len(names) + 1)))
 
 
 def picture(folder: Path, turn: int = 1, size: tuple[int, int] = SIZE, name: str = "a") -> Path:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from af_pipeline.core.cascade import Prediction, run_block
 from af_pipeline.core.focus import STRIDE, ChipRule
 from af_pipeline.core.lanes import Lane, make_lanes
+from af_pipeline.core.pixels import Pixels
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.scales import Scale
 from af_pipeline.core.schema import ImageRow
@@ -122,7 +123,7 @@ def make_plan(mode: str = "autofocus", **changes: object) -> Plan:
 
 
 def run_cascade(
-    images: Sequence[Image], plan: Plan, predictor: FakePredictor | None = None
+    images: Sequence[Image | Pixels], plan: Plan, predictor: FakePredictor | None = None
 ) -> list[ImageRow]:
     """All images at once, through all scales and the stacking."""
     rows = [ImageRow(str(number), "") for number in range(len(images))]

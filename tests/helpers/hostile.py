@@ -96,15 +96,10 @@ FIRST_BYTES |= {"WebP": b"RIFF\x00\x00\x00\x00WEBPVP8X", "BMP": b"BM", "GIF": b"
 LAST_BYTE = ("truncated JPEG", (64, 64), "truncated TIFF", "WebP", "BMP", (64, 64))  # by FORMS
 ODD_TAGS: dict[str, tuple[int, int | None]] = {
     "width": (256, 0),
-    "no width": (256, None),
     "bits": (258, 7),
     "compression": (259, 77),
     "LERC": (259, 34_887),
-    "JPEG": (259, 7),
-    "fax": (259, 4),
     "LZW": (259, 5),
-    "deflate": (259, 8),
-    "colours": (262, 99),
     "palette": (262, 3),
     "strip offset": (273, 0xFFFFFFF0),
     "samples": (277, 65_535),
@@ -132,7 +127,6 @@ KINDS: list[Kind] = [
     *[(f"whole with {b}", lambda b=b: made.blemished(made.jpeg(), b), SIZE) for b in BLEMISHES],
     ("one scan", lambda: _progressive("RGB", 1), "truncated JPEG: behind scan 1"),
     ("one scan less", lambda: _progressive("RGB", -1), "truncated JPEG: behind scan 9"),
-    ("one gray scan less", lambda: _progressive("L", -1), "truncated JPEG: behind scan 5"),
     (
         "bad huffman table",
         lambda: _replaced(made.jpeg(), b"\xff\xc4", b"\xff" * 16, 5),
@@ -144,18 +138,11 @@ KINDS: list[Kind] = [
         "damaged JPEG.*uffman",
     ),
     ("no height", lambda: made.jpeg_with_size(0, 53), "JPEG"),
-    ("lossless", lambda: made.jpeg_with_frame(0xC3), "JPEG"),
     ("arithmetic", lambda: made.jpeg_with_frame(0xC9), SIZE),
     ("12 bits", lambda: made.jpeg_with_frame(0xC1, 12), "JPEG"),
     ("two frames", _two_frames, "JPEG"),
     ("without quantization", _without_tables, "JPEG"),
-    ("junk behind", lambda: made.jpeg() + noisy().tobytes() * 80, SIZE),
     ("a megabyte of fill", lambda: made.jpeg(b"\xff" * (1 << 20)), SIZE),
-    (
-        "profile of noise",
-        lambda: made.jpeg(made.segment(0xE2, b"ICC_PROFILE\x00\x05\x02" + noisy().tobytes())),
-        SIZE,
-    ),
     (
         "EXIF loop",
         lambda: made.jpeg_with_exif((0x8769, 4, 1, 8), (0x8825, 4, 1, 8), following=8),
@@ -171,17 +158,13 @@ KINDS: list[Kind] = [
         lambda: made.jpeg(made.segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x13")),
         SIZE,
     ),
-    ("four colours, inverted", lambda: _cmyk(0), SIZE),
     ("four colours, unknown", lambda: _cmyk(77), SIZE),
     ("MPO with a broken second picture", lambda: _frames("MPO")[:-300], SIZE),
     # PNG
     ("header's checksum", lambda: _replaced(png_of(), b"IHDR", b"\xff", 18), "PNG.*checksum"),
     ("rows' checksum", lambda: _replaced(png_of(), b"IDAT", b"\xff", 5), "damaged PNG"),
     ("no palette", lambda: png_of(8, 3), "PNG: no palette"),
-    ("7 bits", lambda: png_of(7), "PNG"),
     ("palette of 16 bits", lambda: png_of(16, 3), "PNG"),
-    ("interlaced", lambda: png_of(16, 2, 1), "PNG"),
-    ("1 bit", lambda: png_of(1), SMALL),
     (
         "palette too short",
         lambda: png_with(
@@ -202,15 +185,11 @@ KINDS: list[Kind] = [
     ("cut behind the first frame", lambda: _apng(chunk(b"fdAT", bytes(99))[:50]), SMALL),
     # BMP
     ("BMP top down", lambda: made.bmp((4, -3)), SMALL),
-    ("BMP of no size", lambda: made.bmp((0, 3)), "BMP"),
     ("BMP of huge negative size", lambda: made.bmp((4, -(2**31))), "image has .* pixels"),
     *[
         (f"BMP {odd}", lambda o=odd: made.bmp(**o), "BMP")
         for odd in (
-            {"bits": 7},
             {"method": 4},
-            {"method": 3, "bits": 32},
-            {"colours": 70_000},
             {"info": 0xFFFFFFFF},
             {"offset": 0xFFFFFFF0},
         )
@@ -235,7 +214,6 @@ KINDS: list[Kind] = [
         lambda: made.gif(made.gif_frame(codes=b"\x02\x05\xff\xaa\xff\xaa\xff\0")),
         "GIF",
     ),
-    ("GIF of no size", lambda: made.gif(made.gif_frame(4, 0), size=(4, 0)), "GIF"),
     ("comments only", lambda: made.gif(b"!\xfe" + (b"\xff" + bytes(255)) * 4000), "GIF"),
     ("without a palette", lambda: _replaced(made.gif(made.gif_frame()), b"\x80", b"\0"), SMALL),
     # WebP
@@ -251,7 +229,6 @@ KINDS: list[Kind] = [
         "WebP",
     ),
     ("WebP without a picture", lambda: made.webp(made.webp_canvas(*SIZE), (b"EXIF", b"")), "WebP"),
-    ("unknown chunk", lambda: made.webp((b"JUNK", bytes(30)), made.webp_picture()), "WebP"),
     (
         "EXIF and profile of noise",
         lambda: made.webp(
@@ -266,7 +243,6 @@ KINDS: list[Kind] = [
     *[(f"TIFF {n}", lambda t=tag: tiff({t[0]: t[1]}), "TIFF") for n, tag in ODD_TAGS.items()],
     *[(f"strips, {n}", lambda s=s: made.tiff_strips(s[0], s[1]), s[2]) for n, s in STRIPS.items()],
     ("TIFF orientation 9", lambda: tiff({274: 9}), SMALL),
-    ("TIFF orientation 6", lambda: tiff({274: 6}), SMALL[::-1]),
     ("directory loop", lambda: tiff({0x8769: 8, 0x8825: 8, 330: 8}, following=8), SMALL),
     ("directory at 0", lambda: b"II*\x00" + bytes(104), "TIFF"),
     (
@@ -284,7 +260,6 @@ KINDS: list[Kind] = [
         lambda: tiff({273: None, 278: None, 279: None, 322: 16, 323: 16}),
         "TIFF",
     ),
-    ("tiles of no size", lambda: made.tiled(0, compression=1, pixels=b"end"), "TIFF"),
     ("tiles cut off", lambda: made.tiled(16, compression=1, pixels=b"end"), "truncated TIFF"),
     ("plane missing", _plane_missing, "truncated TIFF: 2 strips or tiles of 3"),
     (
@@ -293,7 +268,6 @@ KINDS: list[Kind] = [
         "truncated TIFF: 1 of 1 strips are cut off",
     ),
     ("subsampled", lambda: tiff({262: 6, 277: 3}, bytes(99)), "unsupported TIFF: .*subsampled"),
-    ("BigTIFF", lambda: save(scene(), "TIFF", big_tiff=True), SIZE),
     (
         "endless BigTIFF directory",
         lambda: b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**64 - 1) + bytes(200),
@@ -361,7 +335,6 @@ BOMBS: list[Kind] = [
         "WebP",
     ),
     ("huge tile", lambda: made.tiled(20_000, pixels=made.deflated(400)), HUGE_TILE),
-    ("huge tile of odd type", lambda: made.tiled(20_000, 9, pixels=made.deflated(400)), HUGE_TILE),
     (
         "huge JPEG in a strip",
         lambda: tiff({258: 8, 259: 7, 262: 6, 277: 3}, made.jpeg_with_size(65_500, 65_500)),

@@ -34,8 +34,9 @@ HOSTILE_NAMES = (
     "",
     " ",
 )
+# Of all pages of a report.
 PAGE_TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "tr"}
-PAGE_TAGS |= {"th", "td", "figure", "figcaption", "a", "img", "div"}  # of all pages of a report
+PAGE_TAGS |= {"th", "td", "figure", "figcaption", "a", "img", "div", "br", "span"}
 
 
 @contextmanager

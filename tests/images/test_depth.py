@@ -166,7 +166,7 @@ def test_training_tuning_and_indexing_see_the_same_pixels(tmp_path: Path) -> Non
         update={"source": config.source.model_copy(update={"depth": PERCENTILES})}
     )
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
-    dataset = AnnotatedDataset((AnnotatedImage("a", str(path), 50, 40, *none),), ("x",), (1,))
+    dataset = AnnotatedDataset.of((AnnotatedImage("a", str(path), 50, 40, *none),), ("x",), (1,))
     stage = CoarseStage(StageSettings(build_plan(config), source(), 10**9, depth=PERCENTILES))
     for image in (
         read_image(str(path), PERCENTILES),

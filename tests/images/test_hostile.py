@@ -36,7 +36,7 @@ def _no_warning_leaks() -> Iterator[None]:
 
 def test_names_are_unique() -> None:
     names = [kind[0] for kind in (*KINDS, *BOMBS)]
-    assert len(set(names)) == len(names) > 120
+    assert len(set(names)) == len(names) > 100
 
 
 def check_message(message: str, pattern: str = "") -> None:

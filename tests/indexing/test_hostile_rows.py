@@ -17,7 +17,7 @@ from af_pipeline.output.folder import RunFolder
 from af_pipeline.output.publish import Totals
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
-from tests.data.test_hostile_sources import ODD
+from tests.helpers.odd_files import ODD
 from tests.helpers.planted import index_config, picture, save, source
 
 

@@ -56,7 +56,7 @@ def bytes_sent(table: pa.Table) -> int:
 
 def crop_bytes(table: pa.Table) -> int:
     crops = [chip.pixels for row in table_to_rows(table) for chip in row.chips]
-    return sum(crop.nbytes for crop in crops if crop is not None)
+    return sum(crop.array.nbytes for crop in crops if crop is not None)
 
 
 def test_stages_hand_on_crops_and_nothing_else(tmp_path: Path) -> None:

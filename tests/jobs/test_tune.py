@@ -1,7 +1,6 @@
 """jobs/tune.py on drawn scenes with the committed detector: from images to settings and report."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -74,11 +73,13 @@ def test_with_ground_truth(
 
 
 @pytest.mark.slow
-def test_without_ground_truth_and_with_a_guarantee(scenes: Path, tmp_path: Path) -> None:
+def test_without_ground_truth_and_with_a_guarantee(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    source = ["--set", f"source.uri={scenes.parent / 'images'}"]
-    asked = ["--max-lost", "1", "--alpha", "0.7", "--delta", "0.4", "--calibration", "2"]
-    assert run(out, *source, "--sample", "2", *asked) == 0
+    source = ["--set", f"source.uri={scenes.parent / 'images'}", "--max-lost", "1"]
+    source += ["--sample", "2", "--calibration", "2"]
+    assert run(out, *source, "--alpha", "0.7", "--delta", "0.4") == 0
     config = load_config(IndexConfig, out / "config.yaml")
     assert config.guarantee is not None
     assert (config.guarantee.alpha, config.guarantee.images) == (0.7, 2)
@@ -87,45 +88,32 @@ def test_without_ground_truth_and_with_a_guarantee(scenes: Path, tmp_path: Path)
     content = json.loads((out / "tune.json").read_text())
     assert any("With probability 0.6" in note for note in content["notes"])
     assert {one["AP"] for one in content["points"]} == {None}
-
-
-@pytest.mark.slow
-def test_too_few_images_for_a_guarantee(
-    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = ["--set", f"source.uri={scenes.parent / 'images'}", "--max-lost", "1"]
-    asked = ["--alpha", "0.1", "--delta", "0.1", "--calibration", "2", "--sample", "2"]
-    assert run(tmp_path / "out", *source, *asked) == 1
+    # the same images are too few for another promise
+    assert run(out, *source, "--alpha", "0.1", "--delta", "0.1") == 1
     assert "takes 29 or more" in capsys.readouterr().out
-    assert load_config(IndexConfig, tmp_path / "out" / "config.yaml").guarantee is None
+    assert load_config(IndexConfig, out / "config.yaml").guarantee is None
+    # other images in the same folder
+    assert run(out, *source, "--alpha", "0.1", "--seed", "5") == 2
+    assert "holds a tuning of other images or settings" in capsys.readouterr().err
 
 
 def test_bad_input_is_told(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path / "a") == 2
-    assert "give --ground-truth FILE or --set source.uri=SOURCE" in capsys.readouterr().err
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "mine.txt").write_text("x")
-    assert run(tmp_path / "b", "--ground-truth", str(scenes)) == 2
-    assert "is not empty and holds no tuning" in capsys.readouterr().err
-    bad = tmp_path / "images"
-    bad.mkdir()
-    (bad / "a.jpg").write_bytes(b"nothing")
-    assert run(tmp_path / "c", "--set", f"source.uri={bad}") == 2
-    assert "no image can be read: a.jpg" in capsys.readouterr().err
-    one = ["--set", "pyramid=[{factor: 1}]", "--set", "focus.steps=[]", "--ground-truth", "x.json"]
-    assert run(tmp_path / "d", *one) == 2
-    assert "two scales or more" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_other_images_are_refused(
-    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images = tmp_path / "images"
-    shutil.copytree(scenes.parent / "images", images)
-    source = ["--set", f"source.uri={images}", "--max-lost", "1", "--sample", "1"]
-    assert run(tmp_path / "out", *source) == 0
-    assert run(tmp_path / "out", *source, "--seed", "5") == 2
-    assert "holds a tuning of other images or settings" in capsys.readouterr().err
+    for name in ("full", "images"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(b"nothing")
+    one_scale = ["--set", "pyramid=[{factor: 1}]", "--set", "focus.steps=[]"]
+    cases = {
+        "a": ([], "give --ground-truth FILE or --set source.uri=SOURCE"),
+        "full": (["--ground-truth", str(scenes)], "is not empty and holds no tuning"),
+        "c": (["--set", f"source.uri={tmp_path / 'images'}"], "no image can be read: a.jpg"),
+        "d": ([*one_scale, "--ground-truth", "x.json"], "two scales or more"),
+        "e": (["--max-lost", "few"], "--max-lost: Input should be a valid number"),
+        "f": (["--alpha", "1"], "--alpha: Input should be less than 1"),
+        "g": (["--thresholds", "0.1,2"], "--thresholds: Input should be less than or equal to 1"),
+        "h": (["--sample", "0"], "--sample: Input should be greater than or equal to 1"),
+    }
+    for name, (arguments, message) in cases.items():
+        assert run(tmp_path / name, *arguments) == 2
+        assert message in capsys.readouterr().err

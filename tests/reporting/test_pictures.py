@@ -1,4 +1,4 @@
-"""Pictures and gallery of a made-up run; the layout is checked by colours at known places."""
+"""Pictures and page of a made-up run; the pictures are checked by colours at known places."""
 
 import json
 import re
@@ -12,15 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from af_pipeline.images.decode import decode_image
-from af_pipeline.reporting.canvas import Image, distinct_color, longest_side, text_width, wrap_text
 from af_pipeline.reporting.pictures import (
     SCALE_COLORS,
+    distinct_color,
     draw_chips,
     draw_detections,
-    draw_ground_truth,
-    picture_of_image,
     write_pictures,
 )
 from tests.helpers.pictures import HOSTILE_NAMES, PAGE_TAGS
@@ -58,7 +57,7 @@ IMAGES = pa.schema(
 )
 
 
-def gray(height: int = 300, width: int = 400) -> Image:
+def gray(height: int = 300, width: int = 400) -> NDArray[np.uint8]:
     return np.full((height, width, 3), 200, np.uint8)
 
 
@@ -105,143 +104,71 @@ def out(tmp_path: Path) -> Path:
     return out
 
 
-def has_color(image: Image, color: tuple[int, int, int], tolerance: int = 12) -> bool:
-    distance = np.abs(image.astype(int) - np.array(color)).max(axis=2)
-    return bool((distance <= tolerance).any())
+def near(image: NDArray[np.uint8], color: tuple[int, int, int], tolerance: int = 12) -> NDArray:
+    """bool [H, W]: the pixels of about that colour."""
+    return np.abs(image.astype(int) - np.array(color)).max(axis=2) <= tolerance
 
 
-def test_detections_are_drawn_in_their_class_colours_between_strips() -> None:
+def test_detections_are_drawn_in_their_class_colours() -> None:
     image = gray()
     boxes = np.array([[10, 20, 60, 90], [200, 100, 300, 250]], np.float32)
-    drawn = draw_detections(image, boxes, [0, 2], [0.5, 0.9], ["a", "b", "c"], title="title")
-    assert drawn.dtype == np.uint8
-    assert drawn.shape[0] > 300
-    assert drawn.shape[1:] == (400, 3)
-    assert has_color(drawn, distinct_color(0))
-    assert has_color(drawn, distinct_color(2))
-    assert not has_color(drawn, distinct_color(1))
+    drawn = draw_detections(image, boxes, [0, 2], [0.5, 0.9], ["a", "b", "c"])
+    assert drawn.image.shape == (300, 400, 3)
+    seen = [near(drawn.image, distinct_color(label)).any() for label in range(3)]
+    assert seen == [True, False, True]
     assert (image == 200).all(), "the input was drawn on"
+    assert drawn.legend == ((distinct_color(0), "a: 1"), (distinct_color(2), "c: 1"))
+    assert drawn.caption == "2 detections with score >= 0.3"
+    assert len({distinct_color(i) for i in range(36)}) == 36
+    none = draw_detections(image, np.zeros((0, 4)), [], [], [])
+    assert (none.image == 200).all()
+    assert none.legend == ()
 
 
 def test_scores_are_written_only_on_few_boxes() -> None:
-    boxes, labels, scores = np.tile([50, 60, 150, 160], (3, 1)), [0] * 3, [0.5] * 3
-    few = draw_detections(gray(), boxes, labels, scores, ["a"])
-    many = draw_detections(gray(), boxes, labels, scores, ["a"], max_score_texts=2)
-    assert few.shape == many.shape
-    assert (few != many).any()
+    """Above the box, where it is drawn on nothing else."""
+    for count, written in ((25, True), (26, False)):
+        boxes = np.tile([50, 60, 150, 160], (count, 1))
+        drawn = draw_detections(gray(), boxes, [0] * count, [0.5] * count, ["a"])
+        assert (drawn.image[30:56, 50:60] != 200).any() == written
 
 
-def test_no_detections_at_all() -> None:
-    drawn = draw_detections(gray(), np.zeros((0, 4)), [], [], [])
-    assert (drawn[:300] == 200).all()
+def test_many_classes_are_summed_up() -> None:
+    names = [str(label) for label in range(23)]
+    drawn = draw_detections(gray(), np.zeros((23, 4)), range(23), [0.5] * 23, names)
+    assert [text for _, text in drawn.legend][19:] == ["19: 1", "3 more classes: 3"]
 
 
 def test_boxes_outside_the_image_do_not_fail() -> None:
     boxes = np.array([[-50, -50, 30, 30], [390, 290, 900, 900], [5, 5, 5, 5]])
-    assert draw_detections(gray(), boxes, [0] * 3, [1.0] * 3, ["a"]).shape[1] == 400
-
-
-@pytest.mark.parametrize(
-    ("labels", "scores", "message"),
-    [([0], [], "1 boxes, 1 labels, 0 scores"), ([3], [0.5], "index the 1 class names")],
-)
-def test_inconsistent_detections_are_refused(
-    labels: list[int], scores: list[float], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        draw_detections(gray(), np.zeros((1, 4)), labels, scores, ["a"])
-
-
-def test_class_colours_are_distinct() -> None:
-    assert len({distinct_color(i) for i in range(36)}) == 36
+    assert draw_detections(gray(), boxes, [0] * 3, [1.0] * 3, ["a"]).image.shape == (300, 400, 3)
 
 
 def test_the_more_scales_looked_the_brighter() -> None:
     chips = np.array([[50, 50, 350, 250], [100, 100, 200, 200]])
     drawn = draw_chips(gray(), chips, [1, 2], num_scales=3)
-    unseen, once, twice = drawn[20, 20, 0], drawn[70, 300, 0], drawn[150, 150, 0]
+    unseen, once, twice = (drawn.image[y, x, 0] for y, x in ((20, 20), (70, 300), (150, 150)))
     assert unseen < once < twice == 200
-    assert has_color(drawn[:300], SCALE_COLORS[1])
-    assert has_color(drawn[:300], SCALE_COLORS[2])
-
-
-def test_the_coarse_scale_alone_darkens_nothing() -> None:
-    assert (draw_chips(gray(), np.zeros((0, 4)), [], num_scales=1)[:300] == 200).all()
-
-
-def test_chips_of_unknown_scales_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"in \[0, 2\)"):
-        draw_chips(gray(), np.zeros((1, 4)), [2], num_scales=2)
-    with pytest.raises(ValueError, match="1 chips but 2 scales"):
-        draw_chips(gray(), np.zeros((1, 4)), [1, 1], num_scales=2)
-
-
-def test_ground_truth_is_dashed() -> None:
-    edge = draw_ground_truth(gray(), np.array([[50, 60, 350, 200]]))[60, 55:345, 0]
-    assert (edge > 240).any()
-    assert (edge == 200).any()
-
-
-def test_text_is_wrapped_to_the_width_and_long_words_are_cut() -> None:
-    lines = wrap_text("some words " * 10 + "x" * 500, 12, 200)
-    assert len(lines) > 3
-    assert lines[-1].endswith("...")
-    assert all(text_width(line, 12) <= 200 for line in lines)
-
-
-def test_picture_shows_chips_and_detections_of_the_image(out: Path) -> None:
-    picture = picture_of_image(out, "a/<b>&'x.png", gray())
-    assert picture.shape[1] == 400, "landscape: panels below each other"
-    assert has_color(picture, SCALE_COLORS[1])
-    assert has_color(picture, distinct_color(1))
-    assert not has_color(picture, distinct_color(0))
-
-
-def test_portrait_panels_stand_side_by_side(out: Path) -> None:
-    assert picture_of_image(out, "a/<b>&'x.png", gray(400, 300)).shape[1] > 600
-
-
-def test_boxes_follow_a_resized_copy(out: Path) -> None:
-    large = picture_of_image(out, "a/<b>&'x.png", gray(600, 800))
-    mask = np.abs(large.astype(int) - np.array(distinct_color(1))).max(axis=2) <= 12
-    columns = np.flatnonzero(mask.sum(axis=0) > 100)  # the upright edges of the box
-    assert columns.min() == pytest.approx(200, abs=3)
-    assert columns.max() == pytest.approx(400, abs=3)
-
-
-def test_picture_without_a_chips_table_or_run_json(out: Path) -> None:
-    (out / "chips" / "part-0.parquet").unlink()
-    (out / "chips").rmdir()
-    (out / "run.json").unlink()
-    picture = picture_of_image(out, "a/<b>&'x.png", gray())
-    assert picture.shape[0] < 2 * 300, "one panel"
-    assert has_color(picture, distinct_color(0)), "colours by place among the labels found"
-
-
-def test_tables_without_part_files_read_as_empty(out: Path) -> None:
-    for name in ("detections", "chips"):
-        (out / name / "part-0.parquet").unlink()
-    assert picture_of_image(out, "a/<b>&'x.png", gray()).shape[1] == 400
-
-
-def test_unknown_and_failed_images_are_named(out: Path) -> None:
-    with pytest.raises(ValueError, match=r"no image 'nope\.png'"):
-        picture_of_image(out, "nope.png", gray())
-    with pytest.raises(ValueError, match="failed in the run: cannot decode"):
-        picture_of_image(out, "failed.png", gray())
-    with pytest.raises(FileNotFoundError, match=r"jobs/index\.py"):
-        picture_of_image(out / "nowhere", "x", gray())
+    assert near(drawn.image, SCALE_COLORS[1]).any()
+    assert near(drawn.image, SCALE_COLORS[2]).any()
+    assert [text for _, text in drawn.legend] == [
+        "scale 0: whole image",
+        "scale 1: 1 chip, 50.0% of the area",
+        "scale 2: 1 chip, 8.3% of the area",
+    ]
+    alone = draw_chips(gray(), np.zeros((0, 4)), [], num_scales=1)
+    assert (alone.image == 200).all(), "the coarse scale alone darkens nothing"
 
 
 class Page(HTMLParser):
     """Collects what a browser would make of a page."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
         self.images: list[str] = []
         self.texts: list[str] = []
         self.tags: set[str] = set()
-        self.feed(text)
+        self.feed((folder / "index.html").read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
@@ -252,17 +179,51 @@ class Page(HTMLParser):
         self.texts.append(data.strip())
 
 
-def test_gallery_holds_the_pictures_the_totals_and_the_failures(out: Path, tmp_path: Path) -> None:
-    target = tmp_path / "pages"
-    paths = write_pictures(out, target, max_side=1600)
-    assert [path.name for path in paths] == ["001-_b_x.jpg"]
-    picture = decode_image(paths[0].read_bytes())
-    assert 700 <= longest_side(picture) < 2000
-    page = Page((target / "index.html").read_text())
-    assert page.images == ["001-_b_x.jpg"]
-    assert {"a/<b>&'x.png", "failed.png", "cannot decode <PNG>", "gone.png"} <= set(page.texts)
-    assert "<script>" in page.texts
+def decoded(path: Path) -> NDArray[np.uint8]:
+    return decode_image(path.read_bytes())
+
+
+def test_the_page_holds_pictures_totals_and_failures(out: Path, tmp_path: Path) -> None:
+    paths = write_pictures(out, tmp_path / "pages")
+    assert [path.name for path in paths] == ["001-_b_x-chips.jpg", "001-_b_x-detections.jpg"]
+    chips, detections = map(decoded, paths)
+    assert near(chips, SCALE_COLORS[1], 60).any()
+    assert near(detections, distinct_color(1), 60).any()
+    assert not near(detections, distinct_color(0), 60).any()
+    page = Page(tmp_path / "pages")
+    assert page.images == [path.name for path in paths]
+    told = {"a/<b>&'x.png", "failed.png", "cannot decode <PNG>", "gone.png", "truck: 1", "<script>"}
+    told |= {"1 detection with score >= 0.3", "FocusChips: what was looked at, by scale"}
+    told |= {"mode autofocus, 400 × 300 px, 0.25 of 1.00 Mpx of the pyramid processed (25.0%)"}
+    assert told <= set(page.texts)
     assert "script" not in page.tags
+
+
+def test_boxes_follow_a_smaller_copy(out: Path, tmp_path: Path) -> None:
+    _, path = write_pictures(out, tmp_path / "pages", max_side=200)
+    small = decoded(path)
+    assert small.shape == (150, 200, 3)
+    columns = np.flatnonzero(near(small, distinct_color(1), 100).sum(axis=0) > 40)
+    assert (columns.min(), columns.max()) == (pytest.approx(50, abs=3), pytest.approx(100, abs=3))
+
+
+def test_a_run_without_chips_or_part_files(out: Path, tmp_path: Path) -> None:
+    (out / "chips" / "part-0.parquet").unlink()
+    assert len(write_pictures(out, tmp_path / "a")) == 2, "no chip is a finding too"
+    (out / "chips").rmdir()
+    (out / "run.json").unlink()
+    (path,) = write_pictures(out, tmp_path / "b")
+    assert near(decoded(path), distinct_color(0), 60).any(), "by place among the labels found"
+    (out / "detections" / "part-0.parquet").unlink()
+    assert len(write_pictures(out, tmp_path / "c")) == 1
+    assert "0 detections with score >= 0.3" in Page(tmp_path / "c").texts
+
+
+def test_unknown_images_and_folders_are_named(out: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no image 'nope\.png'"):
+        write_pictures(out, tmp_path / "pages", ["nope.png"])
+    with pytest.raises(FileNotFoundError, match=r"jobs/index\.py"):
+        write_pictures(out / "nowhere", tmp_path / "pages")
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda name: ascii(name)[1:20])
@@ -278,11 +239,10 @@ def test_a_name_is_text(tmp_path: Path, name: str) -> None:
     odd = "\ud800"  # json can say what no file can hold
     run = {"config": {"mode": name + odd}, "class_names": [odd, name], "totals": {name: name + odd}}
     (out / "run.json").write_text(json.dumps(run))
-    (path,) = write_pictures(out, target, max_side=1600)
-    assert re.fullmatch(r"001-[A-Za-z0-9_-]{0,80}\.jpg", path.name)
+    (path,) = write_pictures(out, target)
+    assert re.fullmatch(r"001-[A-Za-z0-9_-]{0,80}-detections\.jpg", path.name)
     assert sorted(target.iterdir()) == [path, target / "index.html"]
-    assert longest_side(decode_image(path.read_bytes())) < 2500
-    page = Page((target / "index.html").read_text(encoding="utf-8"))
+    page = Page(target)
     assert page.images == [path.name]
     assert page.tags <= PAGE_TAGS
     shown = "".join(page.texts)
@@ -293,7 +253,7 @@ def test_a_name_is_text(tmp_path: Path, name: str) -> None:
 def test_chosen_images_and_an_incomplete_run(out: Path, tmp_path: Path) -> None:
     (out / "run.json").unlink()
     paths = write_pictures(str(out), tmp_path / "pages", ["empty.png", "failed.png"])
-    assert [path.name for path in paths] == ["001-empty.jpg"]
+    assert [path.name for path in paths] == ["001-empty-detections.jpg"]
     html = (tmp_path / "pages" / "index.html").read_text()
     assert "not complete" in html
     assert html.count("<td>failed.png</td>") == 1
@@ -306,4 +266,6 @@ def test_the_limit_spreads_over_the_images(tmp_path: Path) -> None:
     write_table(tmp_path / "o", "images", [image_row(n, str(photo)) for n in names], IMAGES)
     write_table(tmp_path / "o", "detections", [], DETECTIONS)
     paths = write_pictures(tmp_path / "o", tmp_path / "pages", limit=3)
-    assert [path.name for path in paths] == ["001-00.jpg", "002-10.jpg", "003-20.jpg"]
+    assert [path.name for path in paths] == [
+        f"00{n}-{i}-detections.jpg" for n, i in ((1, "00"), (2, "10"), (3, "20"))
+    ]

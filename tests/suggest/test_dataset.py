@@ -28,7 +28,7 @@ def dataset(sides: list[float], size: int = 2000, names: int = 1) -> AnnotatedDa
     crowd = np.zeros(len(sides), bool)
     image = AnnotatedImage("a.jpg", "a.jpg", size, size, boxes, labels, crowd)
     classes = tuple(f"thing {i}" for i in range(names))
-    return AnnotatedDataset((image,), classes, tuple(range(names)))
+    return AnnotatedDataset.of((image,), classes, tuple(range(names)))
 
 
 def yaml_of(text: str) -> str:
@@ -54,9 +54,7 @@ def test_the_yaml_block_is_a_train_config(
 
 
 def test_the_yaml_block_says_what_was_suggested(tmp_path: Path) -> None:
-    image = dataset([12.0] * 30 + [60.0] * 30 + [400.0] * 30).images[0]
-    size = (image.height, image.width)
-    statistics = dataset_statistics([size], [image.boxes], [image.labels], [image.crowd], ["a"])
+    statistics = dataset_statistics(dataset([12.0] * 30 + [60.0] * 30 + [400.0] * 30))
     found = suggest(statistics)
     config = load(yaml_block(found), tmp_path)
     assert list(config.pyramid) == [use.scale for use in found.scales]
@@ -107,7 +105,7 @@ def test_the_report_reads_well() -> None:
 def test_rare_classes_share_a_row_and_odd_names_print() -> None:
     many = dataset([30.0 + i for i in range(50)], names=25)
     named = ("ünïcode", "x" * 60, *many.class_names[2:])
-    text = suggest_for(AnnotatedDataset(many.images, named, many.category_ids), 320)
+    text = suggest_for(AnnotatedDataset.of(many.images, named, many.category_ids), 320)
     assert "(5 others)" in text
     assert "\\xfcn\\xefcode" in text
     assert "x" * 21 + "..." in text
@@ -128,4 +126,4 @@ def test_nothing_to_suggest_from_is_an_error() -> None:
     with pytest.raises(ValueError, match="no boxes"):
         suggest_for(dataset([]), 320)
     with pytest.raises(ValueError, match="no images"):
-        suggest_for(AnnotatedDataset((), ("a",), (1,)), 320)
+        suggest_for(AnnotatedDataset.of((), ("a",), (1,)), 320)

@@ -8,17 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from af_pipeline.data.annotations.coco import load_coco
+from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
 from af_pipeline.suggest.anchors import Anchors, anchor_recall, make_anchors
 from af_pipeline.suggest.statistics import DatasetStatistics, dataset_statistics
 from af_pipeline.suggest.suggest import Suggestion, suggest
 from tests.helpers.realdata import real_data
+from tests.helpers.truth import load
 
 
-def measure(boxes: list[NDArray], sizes: list[tuple[int, int]]) -> DatasetStatistics:
-    labels = [np.zeros(len(one), np.int32) for one in boxes]
-    crowd = [np.zeros(len(one), bool) for one in boxes]
-    return dataset_statistics(sizes, boxes, labels, crowd, ["thing"])
+def measure(
+    boxes: list[NDArray], sizes: list[tuple[int, int]], crowd: NDArray | None = None
+) -> DatasetStatistics:
+    """Of boxes an image, all of one class; ``sizes``: height and width."""
+    images = []
+    for own, (height, width) in zip(boxes, sizes, strict=True):
+        flags = np.zeros(len(own), bool) if crowd is None else crowd
+        kept = own.astype(np.float32), np.zeros(len(own), np.int32), flags
+        images.append(AnnotatedImage("a", "a", width, height, *kept))
+    return dataset_statistics(AnnotatedDataset.of(images, ("thing",), (1,)))
 
 
 def squares(side: float, count: int, image: int, step: int) -> NDArray[np.float32]:
@@ -30,14 +37,7 @@ def squares(side: float, count: int, image: int, step: int) -> NDArray[np.float3
 
 def measured(name: str, split: str) -> DatasetStatistics:
     folder = real_data(name)
-    images = load_coco(folder / f"{split}.json", str(folder / "images")).images
-    return dataset_statistics(
-        [(one.height, one.width) for one in images],
-        [one.boxes for one in images],
-        [np.zeros(len(one.boxes), np.int32) for one in images],
-        [one.crowd for one in images],
-        ["thing"],
-    )
+    return dataset_statistics(load(folder / f"{split}.json", str(folder / "images")))
 
 
 def factors(suggestion: Suggestion) -> list[float]:
@@ -152,8 +152,7 @@ def test_a_chip_as_large_as_the_image_holds_every_box() -> None:
 def test_crowd_boxes_count_for_nothing() -> None:
     boxes = np.concatenate([squares(50, 4, 600, 55), [[0, 0, 600, 600]]])
     crowd = np.array([False] * 4 + [True])
-    labels = np.zeros(5, np.int32)
-    found = dataset_statistics([(600, 600)], [boxes], [labels], [crowd], ["thing"])
+    found = measure([boxes], [(600, 600)], crowd)
     assert (found.crowd_boxes, found.class_counts, found.boxes_max) == (1, (4,), 4)
     assert found.covered == pytest.approx(4 * 2500 / 360_000)
     assert suggest(found).scales[0].boxes == 4
@@ -171,23 +170,6 @@ def test_statistics_of_known_boxes() -> None:
     assert found.short_side[3] == 60
 
 
-@pytest.mark.parametrize(
-    ("sizes", "boxes", "message"),
-    [
-        ([], [], "no images"),
-        ([(10, 10)], [], "one entry per image"),
-        ([(0, 10)], [np.zeros((0, 4))], "an image is empty"),
-        ([(10, 10)], [np.array([[1.0, 1, 1, 5]])], "no area"),
-        ([(10, 10)], [np.array([[1.0, 1, np.nan, 5]])], "not finite"),
-    ],
-)
-def test_wrong_data_is_refused(
-    sizes: list[tuple[int, int]], boxes: list[NDArray], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        measure(boxes, sizes)
-
-
 def test_wrong_settings_are_refused() -> None:
     statistics = measure([squares(50, 4, 600, 55)], [(600, 600)])
     with pytest.raises(ValueError, match="comfort must span"):
@@ -196,9 +178,6 @@ def test_wrong_settings_are_refused() -> None:
         suggest(statistics, chip_size=0)
     with pytest.raises(ValueError, match="no boxes"):
         suggest(measure([np.zeros((0, 4))], [(10, 10)]))
-    box, label, crowd = np.array([[0, 0, 5, 5]]), np.array([1]), np.zeros(1, bool)
-    with pytest.raises(ValueError, match="labels must be"):
-        dataset_statistics([(9, 9)], [box], [label], [crowd], ["a"])
 
 
 def test_anchor_recall_by_hand() -> None:

@@ -11,8 +11,8 @@ from af_pipeline.core.focus import STRIDE, ChipRule, FocusRule
 from af_pipeline.tuning.oracle import (
     focus_recall,
     ideal_row,
+    mean_pixels,
     speed_up_bound,
-    spent,
     true_maps,
     with_rule,
 )
@@ -45,14 +45,14 @@ def test_no_object_costs_the_coarsest_look_alone() -> None:
     _, record, maps = scene(0, count=0)
     row = ideal_row(record, maps, PLAN)
     assert row.ledger.chips == [1, 0, 0]
-    assert spent([row]) == 224 * 320  # 200 x 300 and padding
+    assert mean_pixels([row]) == 224 * 320  # 200 x 300 and padding
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6))
 def test_the_bound_falls_with_the_chip_size_and_is_never_above_the_pyramid(seed: int) -> None:
     _, record, maps = scene(seed)
-    pyramid = spent([replay(record, PYRAMID)])
+    pyramid = mean_pixels([replay(record, PYRAMID)])
     bound = speed_up_bound([record], [maps], with_rule(PLAN, chip_cost=0.0), pyramid)
     assert {one["dilation"] for one in bound} == {1, 3}
     for one in bound:

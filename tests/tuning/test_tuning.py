@@ -1,6 +1,5 @@
 """The search: every setting once, the frontier, the choice within the limits."""
 
-import json
 import subprocess
 import sys
 import time
@@ -14,19 +13,17 @@ from hypothesis import strategies as st
 
 from af_pipeline.core.focus import ChipRule
 from af_pipeline.core.schema import Detections, ImageRow
+from af_pipeline.tuning.options import TuneRule
 from af_pipeline.tuning.replay import record_image, replay
 from af_pipeline.tuning.search import (
-    Grid,
-    Limits,
     Reference,
     Replayer,
+    Trial,
     frontier,
-    key_of,
     pick,
-    quality,
-    rules_of,
-    safer,
-    step_settings,
+    rules_at,
+    setting_name,
+    shift_threshold,
 )
 from tests.helpers.fakes import FakePredictor, make_plan, paint, scatter
 
@@ -35,8 +32,12 @@ PYRAMID = make_plan("pyramid")
 RULE = ChipRule(0.3, 3, 64, "cost", 4096.0)
 
 
-def trial(pixels: float, recall: float, ap: float | None = None) -> dict:
-    return {"pixels": pixels, "recall": recall, "AP": ap, "key": f"{pixels}"}
+def trial(pixels: float, recall: float, ap: float | None = None) -> Trial:
+    return Trial("autofocus", scores={"pixels": pixels, "recall": recall, "AP": ap})
+
+
+def asked(**options: object) -> TuneRule:
+    return TuneRule.model_validate({"output": "out", **options})
 
 
 def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
@@ -50,15 +51,15 @@ def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
 
 
 def test_every_combination_is_tried_once_at_its_step() -> None:
-    grid = Grid((0.1, 0.2), (1, 3), (0,), (32, 64))
+    rule = asked(thresholds="0.2,0.1,0.2", dilations="1,3", contexts=(0,), min_sizes="32,64")
     beam = [(None, RULE), (None, replace(RULE, threshold=0.9))]
-    tried = step_settings(0, beam, (RULE, RULE), grid)
-    assert len(tried) == len({key_of(rules) for rules in tried}) == 2 * 8
+    tried = rules_at(0, beam, (RULE, RULE), rule)
+    assert len(tried) == len({setting_name(rules) for rules in tried}) == 2 * 8
     assert {rules[1] for rules in tried} == {rules[1] for rules in beam}
-    assert all(rules[0].chip_cost == RULE.chip_cost for rules in tried)
-    prices = Grid((0.1,), (1,), (0,), (32,), (5.0, 6.0)).rules(RULE)
-    assert [rule.chip_cost for rule in prices] == [5.0, 6.0]
-    assert len({key_of((rule,)) for rule in prices}) == 2
+    assert {rules[0].threshold for rules in tried if rules[0]} == {0.1, 0.2}
+    assert all(rules[0] and rules[0].chip_cost == RULE.chip_cost for rules in tried)
+    priced = rules_at(0, beam[:1], (RULE, RULE), rule.model_copy(update={"chip_costs": (5.0, 6.0)}))
+    assert len({setting_name(rules) for rules in priced}) == 16
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1))
@@ -67,45 +68,34 @@ def test_the_frontier_beats_everything(values: list[tuple[int, int, int]]) -> No
     line = frontier(trials)
     assert line
 
-    def beats(one: dict, other: dict) -> bool:
-        return (
-            one["pixels"] <= other["pixels"]
-            and quality(one) >= quality(other)
-            and one["recall"] >= other["recall"]
-        )
+    def beats(one: Trial, other: Trial) -> bool:
+        at_least_as_good = one.quality >= other.quality and one.recall >= other.recall
+        return one.pixels <= other.pixels and at_least_as_good
 
     for one in trials:
         assert any(beats(best, one) for best in line)
     for index, one in enumerate(line):
         assert not any(beats(other, one) for other in line[:index])
-    assert [one["pixels"] for one in line] == sorted(one["pixels"] for one in line)
+    assert [one.pixels for one in line] == sorted(one.pixels for one in line)
 
 
 def test_the_cheapest_within_the_limits_comes_first() -> None:
-    trials = [
-        trial(4, 0.99, 0.40),
-        trial(3, 0.95, 0.41),
-        trial(2, 0.92, 0.395),
-        trial(1, 0.8, 0.39),
-    ]
+    scores = [(4, 0.99, 0.40), (3, 0.95, 0.41), (2, 0.92, 0.395), (1, 0.8, 0.39)]
+    trials = [trial(*one) for one in scores]
     pyramid = trial(9, 1.0, 0.4)
-    chosen = pick(trials, pyramid, Limits(0.001, 0.1), 3)
-    assert [one["pixels"] for one in chosen] == [3, 2, 4]
-    assert pick(trials, pyramid, Limits(0.001, 0.02), 1)[0]["pixels"] == 4
-    least = pick(trials, pyramid, Limits(-1.0, 0.0), 1)[0]  # nothing keeps to that
-    assert least["recall"] == 0.99
-
-
-def test_without_ground_truth_recall_decides() -> None:
-    trials = [trial(4, 0.99), trial(2, 0.92), trial(1, 0.8)]
-    chosen = pick(trials, trial(9, 1.0), Limits(0.001, 0.1), 1)
-    assert chosen[0]["pixels"] == 2
+    chosen = pick(trials, pyramid, asked(max_lost=0.1), 3)
+    assert [one.pixels for one in chosen] == [3, 2, 4]
+    assert pick(trials, pyramid, asked(max_lost=0.02), 1)[0].pixels == 4
+    (least,) = pick(trials, pyramid, asked(max_loss=-1, max_lost=0), 1)  # nothing keeps to that
+    assert least.recall == 0.99
+    blind = [trial(4, 0.99), trial(2, 0.92), trial(1, 0.8)]  # no ground truth: recall decides
+    assert pick(blind, trial(9, 1.0), asked(max_lost=0.1), 1)[0].pixels == 2
 
 
 def test_what_counts_as_lost() -> None:
     reference = Reference({"a": found((0, 0, 10, 10, 0.9, 1), (50, 50, 60, 60, 0.6, 0),
                                       (80, 80, 90, 90, 0.4, 0))}, ("x", "y"), None)  # fmt: skip
-    wanted = reference.confident("a")
+    wanted = reference.confident_detections(reference.pyramid["a"])
     assert len(wanted) == 2
     row = ImageRow("a", "", detections=found((0, 0, 10, 9, 0.3, 1), (50, 50, 60, 60, 0.2, 0)))
     assert reference.lost(row, wanted) == 0.5  # the second's score is below found_score
@@ -116,41 +106,43 @@ def test_what_counts_as_lost() -> None:
     assert scores["recall"] == 0.5
 
 
-def test_safer_thresholds() -> None:
-    assert safer(RULE, 0.0).threshold == pytest.approx(0.3)
-    below, above = safer(RULE, -1.0), safer(RULE, 1.0)
+def test_shifted_thresholds() -> None:
+    assert shift_threshold(RULE, 0.0).threshold == pytest.approx(0.3)
+    below, above = shift_threshold(RULE, -1.0), shift_threshold(RULE, 1.0)
     assert 0 < below.threshold < 0.3 < above.threshold < 1
     assert replace(below, threshold=0.3) == RULE
-    assert safer(RULE, -np.inf).threshold == 0
+    assert shift_threshold(RULE, -np.inf).threshold == 0
 
 
-def test_replays_in_processes_are_those_in_this_one() -> None:
+def test_replays_in_processes_are_those_in_this_one_and_are_kept(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = [paint(scatter(rng, 6, 300, 400), 300, 400) for _ in range(3)]
     records = [record_image(str(i), one, PLAN, FakePredictor()) for i, one in enumerate(images)]
     pyramid = [replay(record, PYRAMID) for record in records]
     reference = Reference({row.image_id: row.detections for row in pyramid}, ("x",), None)
-    settings = step_settings(1, [(RULE, RULE)], (RULE, RULE), Grid((0.5, 0.9), (1, 3), (0,), (64,)))
-    with Replayer(records, PLAN, reference, 2) as replayer:
-        trials = list(replayer.scores(settings))
-    assert [rules_of(one) for one in trials] == settings
+    grid = asked(thresholds=(0.5, 0.9), dilations=(1, 3), contexts=(0,), min_sizes=(64,))
+    settings = rules_at(1, [(None, RULE)], (RULE, RULE), grid)
+    made = (tmp_path / "t", records, PLAN, reference)
+    with Replayer(*made, 2) as replayer:
+        trials = replayer.trials(settings, lambda items, _: items, "replay")
+    assert [one.rules for one in trials] == settings
     for one in trials:
-        rows = [replay(record, replace(PLAN, rules=rules_of(one))) for record in records]
-        assert {name: one[name] for name in ("recall", "pixels")} == {
-            name: value
-            for name, value in reference.score(rows).items()
-            if name in ("recall", "pixels")
-        }
-        assert rules_of(json.loads(json.dumps(one))) == rules_of(one)
+        scores = reference.score([replay(each, replace(PLAN, rules=one.rules)) for each in records])
+        assert one.scores == scores
+    with (tmp_path / "t").open("a") as file:
+        file.write('{"key": "half a li')  # as a kill leaves it
+    with Replayer(*made, 1) as replayer:
+        assert list(replayer.known.values()) == trials
 
 
 # ---- workers
 
 PARENT = """
 import multiprocessing, time
+from pathlib import Path
 from af_pipeline.tuning.search import Replayer
 if __name__ == "__main__":
-    replayer = Replayer([], None, None, 2)
+    replayer = Replayer(Path("none"), [], None, None, 2)
     for wait in [replayer.pool.submit(time.sleep, 1) for _ in range(2)]:
         wait.result()
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)

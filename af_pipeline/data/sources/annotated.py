@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from af_pipeline.data.access import SourceError
 from af_pipeline.data.annotations.dataset import locate_images
-from af_pipeline.data.annotations.voc import is_image_set, load_voc
+from af_pipeline.data.annotations.load import load_annotations
+from af_pipeline.data.annotations.voc import is_image_set
 from af_pipeline.data.manifest import Listed, SourceImage, local_version
 from af_pipeline.data.reach import refusal, refused_entry
 from af_pipeline.data.secrets import holds_secret, redact
@@ -20,7 +21,7 @@ def is_voc(source: Source) -> bool:
 def list_voc(source: Source) -> Listed:
     """List the images of a VOC image set."""
     try:
-        dataset = load_voc(source.uri, source.images, on_broken="drop")
+        dataset = load_annotations([source.uri], source.images, on_broken="drop")
     except ValueError as error:
         raise SourceError(str(error)) from error
     return (SourceImage(i.image_id, i.uri, local_version(i.uri)) for i in dataset.images)

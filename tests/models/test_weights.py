@@ -1,4 +1,4 @@
-"""Torchvision's weights: what fits goes where it belongs, what does not says why. No network."""
+"""Starting weights: what fits goes where it belongs, what does not says why. No network."""
 
 import re
 from functools import partial
@@ -20,10 +20,10 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
 from af_pipeline.models import weights as module
-from af_pipeline.models.backbones import build_backbone
-from af_pipeline.models.checkpoint import build_detector
+from af_pipeline.models.checkpoint import build_detector, save_checkpoint
 from af_pipeline.models.detector import Detector
-from af_pipeline.models.weights import PretrainedError, load_pretrained, read_weights
+from af_pipeline.models.info import CheckpointInfo
+from af_pipeline.models.weights import PretrainedError, read_weights, start_from
 
 State = dict[str, Tensor]
 MOBILE = {"backbone": "mobilenet_v2", "width": 0.25, "channels": 16, "head_depth": 1}
@@ -100,7 +100,7 @@ def build(*parts: dict, classes: int = 3) -> Detector:
 @pytest.mark.parametrize("kind", [{}, TWO_STAGES | {"neck": "dilated"}])
 def test_a_mobilenet_classifier(kind: dict, suffix: str, mobile: State, tmp_path: Path) -> None:
     detector = build(MOBILE, kind)
-    report = load_pretrained(detector, file_of(mobile, tmp_path / f"m{suffix}"))
+    report = start_from(detector, file_of(mobile, tmp_path / f"m{suffix}"))
     own = detector.state_dict()
     for name in report.used:
         assert torch.equal(own["backbone.blocks." + name.removeprefix("features.")], mobile[name])
@@ -109,24 +109,20 @@ def test_a_mobilenet_classifier(kind: dict, suffix: str, mobile: State, tmp_path
     assert len(report.used) + len(report.left_out) == sum("tracked" not in n for n in mobile)
     assert report.initialised
     assert not any(name.startswith("backbone.") for name in report.initialised)
-
-
-def test_the_backbone_computes_what_the_classifier_did(mobile: State, tmp_path: Path) -> None:
-    classifier = mobilenet_v2(weights=None, width_mult=0.25).eval()
-    classifier.load_state_dict(mobile)
-    detector = build(MOBILE).eval()
-    load_pretrained(detector, file_of(mobile, tmp_path / "m.pth"))
-    images = torch.rand(1, 3, 64, 64)
-    with torch.inference_mode():
-        maps, wanted = detector.backbone(images), classifier.features[:17](images)
-    assert torch.equal(maps["32"], wanted)
+    if not kind:
+        classifier = mobilenet_v2(weights=None, width_mult=0.25).eval()
+        classifier.load_state_dict(mobile)
+        images = torch.rand(1, 3, 64, 64)
+        with torch.inference_mode():
+            maps, wanted = detector.eval().backbone(images), classifier.features[:17](images)
+        assert torch.equal(maps["32"], wanted)
 
 
 @pytest.mark.parametrize("norm", ["bn", "frozen_bn"])
 @pytest.mark.parametrize("neck", ["fpn", "dilated"])
 def test_a_resnet_classifier(neck: str, norm: str, resnet: State, tmp_path: Path) -> None:
     detector = build(RESNET, TWO_STAGES, {"neck": neck, "norm": norm})
-    report = load_pretrained(detector, file_of(resnet, tmp_path / "r.pth"))
+    report = start_from(detector, file_of(resnet, tmp_path / "r.pth"))
     own = detector.state_dict()
     assert report.left_out == ("fc.weight", "fc.bias")
     assert len(report.used) == 53 * 5  # 53 convolutions, each with a norm of four entries
@@ -141,7 +137,7 @@ def test_a_resnet_classifier(neck: str, norm: str, resnet: State, tmp_path: Path
 def test_frozen_weights_serve_batch_norms(resnet: State, tmp_path: Path) -> None:
     frozen = {name: value for name, value in resnet.items() if "tracked" not in name}
     detector = build(RESNET)
-    report = load_pretrained(detector, file_of(frozen, tmp_path / "r.safetensors"))
+    report = start_from(detector, file_of(frozen, tmp_path / "r.safetensors"))
     assert len(report.used) == 53 * 5
     assert torch.equal(detector.state_dict()["backbone.bn1.running_var"], resnet["bn1.running_var"])
 
@@ -150,9 +146,9 @@ def test_group_norms_want_weights_of_their_own(resnet: State, tmp_path: Path) ->
     path = file_of(resnet, tmp_path / "r.pth")
     detector = build(RESNET, {"norm": "gn"})
     with pytest.raises(PretrainedError, match="trained with batch norms: use norm=bn or norm=fro"):
-        load_pretrained(detector, path)
+        start_from(detector, path)
     group = shaken(resnet50(weights=None, norm_layer=partial(nn.GroupNorm, 32)))
-    report = load_pretrained(detector, file_of(group, tmp_path / "g.pth"))
+    report = start_from(detector, file_of(group, tmp_path / "g.pth"))
     assert len(report.used) == 53 * 3
 
 
@@ -172,7 +168,7 @@ def test_a_torchvision_detector_fills_every_part(
     state = old_names(detector_state) if old else detector_state
     assert ("rpn.head.conv.weight" in state) == old
     detector = build(RESNET, TWO_STAGES, {"norm": "frozen_bn"})
-    report = load_pretrained(detector, file_of(state, tmp_path / "d.pth"))
+    report = start_from(detector, file_of(state, tmp_path / "d.pth"))
     assert {name.split(".")[0] for name in report.initialised} == {"focus_head"}
     # their finest level has no place here
     assert {name.rsplit(".", 2)[0] for name in report.left_out} == {
@@ -197,7 +193,7 @@ def test_a_torchvision_detector_fills_the_dense_one_up_to_the_fpn(
     detector_state: State, tmp_path: Path
 ) -> None:
     detector = build(RESNET)
-    report = load_pretrained(detector, file_of(detector_state, tmp_path / "d.pth"))
+    report = start_from(detector, file_of(detector_state, tmp_path / "d.pth"))
     assert {name.split(".")[0] for name in report.initialised} == {"head", "focus_head"}
     assert torch.equal(
         detector.state_dict()["fpn.inner_blocks.0.0.weight"],
@@ -226,7 +222,7 @@ def test_parts_that_do_not_fit_stay_random(
     change: dict, classes: int, random: set, detector_state: State, tmp_path: Path
 ) -> None:
     detector = build(RESNET, TWO_STAGES, change, classes=classes)
-    report = load_pretrained(detector, file_of(detector_state, tmp_path / "d.safetensors"))
+    report = start_from(detector, file_of(detector_state, tmp_path / "d.safetensors"))
     heads = {".".join(name.split(".")[:2]) for name in report.initialised}
     assert {head for head in heads if not head.startswith("focus_head")} == random
 
@@ -235,7 +231,7 @@ def test_of_the_second_version_only_the_body_fits(tmp_path: Path) -> None:
     """Its pyramid has norms, its RPN is deeper, its box head convolves."""
     state = torchvision_detector(16, 3, second=True)
     detector = build(RESNET, TWO_STAGES)
-    report = load_pretrained(detector, file_of(state, tmp_path / "d.pth"))
+    report = start_from(detector, file_of(state, tmp_path / "d.pth"))
     assert all(name.startswith("backbone.body.") for name in report.used)
     assert len(report.used) == 53 * 5
 
@@ -246,7 +242,7 @@ def test_of_the_second_version_only_the_body_fits(tmp_path: Path) -> None:
 def refused(detector: Detector, weights: str, match: str) -> None:
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     with pytest.raises(PretrainedError, match=match):
-        load_pretrained(detector, weights)
+        start_from(detector, weights)
     for name, value in detector.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -264,7 +260,7 @@ def test_bodies_that_do_not_fit_are_refused(
     refused(small, of_resnet, "lack .* entries of the body.*expected those of mobilenet_v2")
     refused(small, file_of(detector_state, tmp_path / "d.pth"), "expected those of mobilenet_v2")
     part = {name: value for name, value in resnet.items() if not name.startswith("layer4.2.")}
-    refused(large, file_of(part, tmp_path / "p.pth"), r"lack 15 .* 'backbone\.layer4\.2\.conv1")
+    refused(large, file_of(part, tmp_path / "p.pth"), r"lack 15 .* 'layer4\.2\.conv1")
     more = resnet | {"layer3.6.conv1.weight": torch.zeros(1)}
     refused(large, file_of(more, tmp_path / "s.pth"), r"surplus 1 .* 'layer3\.6\.conv1")
     other = file_of({"a.weight": torch.zeros(1)}, tmp_path / "a.pth")
@@ -285,13 +281,10 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
     torch.save({"features.0.0.weight": Dangerous()}, tmp_path / "evil.pth")
     refused(detector, str(tmp_path / "evil.pth"), "holds no weights that can be read")
     assert capsys.readouterr().out == ""
+    torch.save({"model": {"a": torch.zeros(1)}, "epoch": 3}, tmp_path / "script.pth")
+    assert read_weights(str(tmp_path / "script.pth"), "mobilenet_v2").keys() == {"a"}
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     refused(detector, str(tmp_path / "list.pth"), r"holds no state dict: save model\.state_dict")
-
-
-def test_training_scripts_wrap_their_state_dict(mobile: State, tmp_path: Path) -> None:
-    torch.save({"model": mobile, "epoch": 3}, tmp_path / "m.pth")
-    assert read_weights(str(tmp_path / "m.pth"), "mobilenet_v2").keys() == mobile.keys()
 
 
 # ---- names
@@ -311,35 +304,40 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(build(RESNET), "COCO_V1", r"FasterRCNN_ResNet50_FPN_Weights\.COCO_V1 ")
 
 
-@pytest.mark.parametrize(
-    ("model", "name", "member"),
-    [
-        (MOBILE, "IMAGENET1K_V1", "MobileNet_V2_Weights.IMAGENET1K_V1"),
-        (RESNET, "ResNet50_Weights.IMAGENET1K_V1", "ResNet50_Weights.IMAGENET1K_V1"),
-    ],
-)
-def test_weights_by_name(
-    model: dict,
-    name: str,
-    member: str,
-    mobile: State,
-    resnet: State,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_weights_by_name(mobile: State, resnet: State, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def fetch(url: str, **options: object) -> State:
         asked.append((url, options["check_hash"], options["weights_only"]))
-        return mobile if model is MOBILE else resnet
+        return mobile if "mobilenet" in url else resnet
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
-    report = load_pretrained(build(model), name)
-    assert report.used
-    assert asked == [(module.get_weight(member).url, True, True)]
+    assert start_from(build(MOBILE), "IMAGENET1K_V1").used
+    assert start_from(build(RESNET), "ResNet50_Weights.IMAGENET1K_V1").used
+    members = ("MobileNet_V2_Weights.IMAGENET1K_V1", "ResNet50_Weights.IMAGENET1K_V1")
+    assert asked == [(module.get_weight(member).url, True, True) for member in members]
 
 
 def test_names_that_are_none() -> None:
     neither = r"are neither a file \(\.safetensors, \.pth, \.pt\) nor .* for mobilenet_v2"
     refused(build(MOBILE), "COCO_V1", neither + ", .* members of MobileNet_V2_Weights")
     refused(build(MOBILE), "No_Weights.V1", "weights 'No_Weights.V1' are neither")
-    assert build_backbone("resnet101", 1.0).name == "resnet101"
+
+
+# ---- checkpoints of the project's own
+
+
+def test_a_checkpoint_of_ones_own(tmp_path: Path) -> None:
+    """The same detector takes all, one of other classes all but the last layer."""
+    first, path = build(MOBILE, classes=2), tmp_path / "first.safetensors"
+    save_checkpoint(path, first.state_dict(), CheckpointInfo(MOBILE, ("a", "b"), {}))
+    last = {"head.class_logits.weight", "head.class_logits.bias"}
+    for classes, random in ((2, set()), (3, last)):
+        second = build(MOBILE, classes=classes)
+        report = start_from(second, str(path))
+        assert set(report.initialised) == set(report.left_out) == random
+        own = second.state_dict()
+        for name, value in first.state_dict().items():
+            assert name in random or torch.equal(value, own[name]), name
+    other = build(MOBILE | {"width": 0.5}, classes=2)
+    refused(other, str(path), r"first\.safetensors has another backbone")

@@ -1,0 +1,1 @@
+"""Detection in this process, without Ray: what the Python API hands out."""
