@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
+from af_pipeline.commands.index import main
 from af_pipeline.models.checkpoint import build_detector, save_checkpoint
 from af_pipeline.models.info import CheckpointInfo
-from jobs.index import main
 from tests.helpers.planted import CLASS_NAMES, SMALL, index_config, picture, save, table
 from tests.helpers.said import own_lines
 
