@@ -1,4 +1,4 @@
-"""What the jobs' command lines share."""
+"""The command line `af-pipeline`, and what its commands share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pkgutil import resolve_name
 from types import FrameType
 from typing import TypeVar
 
 from af_pipeline.data.secrets import redact_text
 
 Answer = TypeVar("Answer")
+
+COMMANDS = {
+    "index": "af_pipeline.commands.index:main",
+    "train": "af_pipeline.commands.train:main",
+    "mine": "af_pipeline.commands.mine:main",
+    "tune": "af_pipeline.commands.tune:main",
+    "evaluate": "af_pipeline.commands.evaluate:main",
+    "compare": "af_pipeline.commands.compare:main",
+    "export": "af_pipeline.commands.export:main",
+}
+USAGE = f"usage: af-pipeline {{{','.join(COMMANDS)}}} ...; af-pipeline COMMAND --help says more"
 
 
 class Stopped(KeyboardInterrupt):
@@ -24,6 +36,17 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `af-pipeline COMMAND ...`; returns the exit code."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if not given or given[0] not in COMMANDS:
+        asked = given[:1] in (["-h"], ["--help"])
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    run: Callable[[Sequence[str]], int] = resolve_name(COMMANDS[given[0]])
+    return stoppable(lambda: run(given[1:]))
 
 
 def stoppable(job: Callable[[], int]) -> int:

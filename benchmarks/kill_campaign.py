@@ -1,6 +1,6 @@
 """Campaigns of kills: one output folder, its driver, actors, workers and nodes killed on the way.
 
-Used by `benchmarks/kills.py` and tests/dist/test_kills.py.
+Used by `benchmarks/kills.py` and tests/indexing/test_kills.py.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ class StandIn(FakeDetector):
 
 def drive(argv: Sequence[str]) -> int:
     """`jobs/index.py` as it is, but for the detector: LOG PAUSE_S and its own arguments."""
+    from af_pipeline.commands.index import main
     from af_pipeline.indexing import index
-    from jobs.index import main
 
     options = {"log": argv[0], "pause_s": float(argv[1])}
     source = DetectorSource(StandIn, options, CLASS_NAMES, "stand-in-0001")

@@ -360,6 +360,6 @@ def test_the_image_is_not_given_more(path: str) -> None:
     assert ignored(path)
 
 
-@pytest.mark.parametrize("path", ["af_pipeline/dist/index.py", "configs/index/aerial.yaml"])
+@pytest.mark.parametrize("path", ["af_pipeline/indexing/index.py", "configs/index/aerial.yaml"])
 def test_the_image_is_given_the_package(path: str) -> None:
     assert not ignored(path)

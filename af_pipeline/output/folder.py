@@ -123,7 +123,7 @@ class OutputFolder(Place):
         if not plan or plan.get("job") != identity.get("job"):
             if plan or not self.is_empty():
                 raise OutputError(
-                    f"{self.uri} is not empty and holds no {self.work}: choose an empty "
+                    f"{self.uri} is not empty and holds no {self.work}: choose another "
                     f"{self.setting}"
                 )
             return False

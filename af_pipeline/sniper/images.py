@@ -94,16 +94,16 @@ class FileImages:
         frame: Frame = "auto",
         depth: DepthConfig = BY_TYPE,
     ) -> None:
-        self.images, self.depth = dataset.images, depth
+        self.names, self.images, self.depth = dataset.image_ids, dataset.images, depth
         self.cache, self.proposals, self.chunk, self.frame = cache, proposals, chunk, frame
         self.broken: dict[str, str] = {}  # what is wrong with each that could not be used
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.names)
 
     def key(self, number: int) -> str:
         """Name of the image, unique and stable: its image_id."""
-        return self.images[number].image_id
+        return self.names[number]
 
     def boxes(self, number: int) -> tuple[ImageBoxes, NDArray[np.int32]]:
         """Boxes and labels, without decoding."""

@@ -67,7 +67,7 @@ def look_at_data(config: TrainConfig, dataset: AnnotatedDataset, every: bool = F
     sets = {"images of data.train": dataset}
     if config.validation.every:
         judged = load_validation(config, dataset.class_names)
-        if not any(len(image.boxes) for image in judged.images):
+        if not len(judged.boxes):
             raise ValueError("data.val has no boxes to be found")
         sets["images of data.val (folder: data.val_images)"] = judged
     for name, images in sets.items():
@@ -122,7 +122,7 @@ def check_data(
     how = "decoded" if decode else "looked at the headers of"
     told = [f"left out: {line}" for line in first_of(found.broken, shown)]
     told += [
-        f"{name}: {how} {found.looked_at} of {len(dataset.images)} images, "
+        f"{name}: {how} {found.looked_at} of {len(dataset.image_ids)} images, "
         f"{len(found.broken)} of them left out"
     ]
     if found.turned:
@@ -150,7 +150,7 @@ def build_stream(config: TrainConfig, dataset: AnnotatedDataset) -> ChipStream:
     data, slots = config.data, config.optim.global_batch
     cache = ImageCache(int(data.cache_gb * 1e9))
     proposals = load_proposals(data.proposals) if data.proposals else None
-    if proposals is not None and not proposals.keys() & {i.image_id for i in dataset.images}:
+    if proposals is not None and not proposals.keys() & set(dataset.image_ids):
         raise ValueError(
             f"data.proposals={data.proposals} has no image of data.train: extract them with "
             "jobs/mine.py from the same data"
@@ -193,7 +193,7 @@ def images_mixed(dataset: AnnotatedDataset, capacity: int, slots: int) -> int:
 
 def mean_bytes(dataset: AnnotatedDataset) -> float:
     """Of a decoded image."""
-    return float(np.mean([3 * image.width * image.height for image in dataset.images] or [1]))
+    return 3 * float(dataset.sizes.prod(axis=1).mean()) if len(dataset.sizes) else 1.0
 
 
 def chips_per_epoch(stream: ChipStream, source: int = 0, most: int = 300) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.evaluate import main
+from af_pipeline.commands.evaluate import main
 
 BOX = {"x0": 10.0, "y0": 10.0, "x1": 60.0, "y1": 60.0}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from jobs.train import main
+from af_pipeline.commands.train import main
 from tests.helpers.pictures import save
 
 CLASS_NAMES = ("bright", "dark")

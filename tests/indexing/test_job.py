@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
+from af_pipeline.commands.index import main
 from af_pipeline.models.checkpoint import build_detector, save_checkpoint
 from af_pipeline.models.info import CheckpointInfo
-from jobs.index import main
 from tests.helpers.planted import CLASS_NAMES, SMALL, index_config, picture, save, table
 from tests.helpers.said import own_lines
 
@@ -80,7 +80,7 @@ REFUSED = {
     "checkpoint={root}/index.yaml": "has no index.json beside it",
     "output.uri=s3://bucket/run[1]": "holds one of * ? [: choose another output.uri",
     "output.uri=": "no output: give --set output.uri=DIRECTORY",
-    "output.uri={root}/images": "is not empty and holds no run: choose an empty output.uri",
+    "output.uri={root}/images": "is not empty and holds no run: choose another output.uri",
     "device=cuda": "device=cuda, but torch sees no GPU here",
     "ray.pools=[{{num_cpus: 100}}]": "the cluster has 4: lower ray.pools.N.num_cpus",
 }

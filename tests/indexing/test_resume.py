@@ -144,7 +144,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     place.add([1])
     place.out.mkdir()
     (place.out / "thesis.txt").write_text("do not touch")
-    with pytest.raises(OutputError, match=r"not empty and holds no run: choose an empty"):
+    with pytest.raises(OutputError, match=r"not empty and holds no run: choose another"):
         place.run()
     assert [path.name for path in place.out.iterdir()] == ["thesis.txt"]
 

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from af_pipeline.commands.evaluate import main as evaluate
 from af_pipeline.data.access import Storage
 from af_pipeline.data.storage import filesystem
 from af_pipeline.indexing.index import index
 from af_pipeline.output.account import Outcome
 from af_pipeline.settings.index import IndexConfig
-from jobs.evaluate import main as evaluate
 from tests.helpers.in_process import replace_ray
 from tests.helpers.planted import SCENE, SMALL, by_image, index_config, picture, save, source
 from tests.helpers.s3_server import Fault, Server, faulty_s3

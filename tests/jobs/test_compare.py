@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.compare import main
+from af_pipeline.commands.compare import main
 
 BOX = {"x0": 10.0, "y0": 10.0, "x1": 60.0, "y1": 60.0}
 FAR = {"x0": 110.0, "y0": 10.0, "x1": 160.0, "y1": 60.0}

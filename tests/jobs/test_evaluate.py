@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.evaluate import main
+from af_pipeline.commands.evaluate import main
 from tests.helpers.evaluating import BOX, assert_refused, evaluate, write_table
 
 

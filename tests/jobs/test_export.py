@@ -12,9 +12,9 @@ from pyarrow import csv
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from af_pipeline.commands.export import main
 from af_pipeline.core.schema import DETECTIONS
 from af_pipeline.exports.coco import COCO_CATEGORIES
-from jobs.export import main
 from tests.helpers.evaluating import BOX, evaluate, write_table
 
 CORNERS = [10.0, 10.0, 50.0, 50.0]  # of BOX, as COCO has it

@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from jobs.index import main
+from af_pipeline.commands.index import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "index" / "aerial.yaml")

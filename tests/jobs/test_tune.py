@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from af_pipeline.commands.tune import main
 from af_pipeline.config import load_config
 from af_pipeline.models.info import checkpoint_hash
 from af_pipeline.settings.guarantee import check_guarantee
 from af_pipeline.settings.index import IndexConfig
 from examples.aerial_scenes.scenes import write_dataset
-from jobs.tune import main
 
 CONFIG = "configs/index/aerial.yaml"
 SEARCH = ["--thresholds", "0.2,0.5", "--dilations", "1", "--contexts", "8", "--min-sizes", "64"]

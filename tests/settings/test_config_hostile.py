@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from af_pipeline.commands import index, train
 from af_pipeline.config import MOST_BYTES, ConfigError, load_config
 from af_pipeline.settings.index import IndexConfig
-from jobs import index, train
 
 BASE = "pyramid: [{factor: 0.5}, {factor: 1}]\nfocus: {steps: [{threshold: 0.3}]}\n"
 DOUBLING = "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))

@@ -158,16 +158,16 @@ def test_what_a_chip_is_laid_for_is_learned_in_it(seed: int, count: int) -> None
         assert set(np.flatnonzero(laid)) <= set(found.labels[found.valid])
 
 
-@pytest.mark.parametrize(("side", "scales"), [(20, {2}), (40, {1, 2}), (60, {1}), (160, {0})])
-def test_a_box_creates_chips_at_the_scales_that_answer_for_it(side: int, scales: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("side", "scales"),
+    [(4.9, set()), (5.1, {2}), (20, {2}), (40, {1, 2}), (60, {1}), (160, {0})],
+)  # 5 px are 10 of a chip at factor 2
+def test_a_box_creates_chips_at_the_scales_that_answer_for_it(
+    side: float, scales: set[int]
+) -> None:
     box = [300, 300, 300 + side, 300 + side]
     assert {window.scale for window in chips(0, image_of([box]))} == scales
     assert chips(0, image_of([box], crowd=True)) == []
-
-
-def test_boxes_below_the_least_side_create_no_chips() -> None:
-    for side, count in ((4.9, 0), (5.1, 1)):  # 10 px of a chip at factor 2
-        assert len(chips(0, image_of([[300, 300, 300 + side, 300 + side]]))) == count
 
 
 def test_the_resized_size_decides() -> None:
@@ -225,7 +225,7 @@ def test_focus_chips_are_for_objects_of_focus_size_that_no_chip_shows() -> None:
 
 
 def crowded(box: list[float], count: int) -> NDArray[np.float32]:
-    return np.tile(np.array(box, np.float32), (count, 1))
+    return np.tile(np.array(box or [0] * 4, np.float32), (count, 1))
 
 
 def test_an_image_without_boxes_gives_negative_chips_anywhere() -> None:
@@ -235,12 +235,8 @@ def test_an_image_without_boxes_gives_negative_chips_anywhere() -> None:
     assert {window.scale for window in windows} == {0, 1, 2}
     assert len({window.box for window in windows}) > 60
     assert chips(0, image_of([]), negatives=0) == []
-
-
-def test_without_proposals_an_image_with_boxes_gives_no_negative_chips() -> None:
     assert of_kind(chips(0, image_of([[300, 300, 320, 320]])), "negative") == []
-    nothing = np.zeros((0, 4), np.float32)
-    assert chips(0, image_of([], proposals=nothing)) == []
+    assert chips(0, image_of([], proposals=crowded([], 0))) == []  # nothing was found in it
 
 
 @pytest.mark.parametrize(("scale", "side", "least"), [(0, 150, 10), (1, 60, 10), (2, 30, 25)])

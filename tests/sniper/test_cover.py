@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from af_pipeline.sniper.cover import Grid, greedy_cover, holds, make_grid, window_starts
+from af_pipeline.sniper.cover import Grid, greedy_cover, make_grid, window_starts
 
 SEEDS = st.integers(0, 10**6)
 
@@ -105,36 +105,25 @@ def test_each_pick_holds_most_of_what_is_left(
     assert not left
 
 
-@settings(max_examples=60, deadline=None)
-@given(SEEDS, st.integers(0, 20))
-def test_columns_and_rows_say_which_window_holds_a_box(seed: int, count: int) -> None:
-    grid, boxes = make_grid((180, 240), 70, 20.0), random_boxes(seed, count, 180, 240)
-    in_x, in_y = holds(grid, boxes)
-    for column, x in enumerate(grid.xs):
-        for row, y in enumerate(grid.ys):
-            wanted = [is_held((int(x), int(y)), 70, box) for box in boxes]
-            assert (in_x[column] & in_y[row]).tolist() == wanted
-
-
-def test_one_window_for_boxes_that_fit_together() -> None:
-    boxes = np.array([[10, 10, 30, 30], [60, 60, 90, 90], [300, 300, 320, 320]], np.float32)
-    corners, held = cover(0, make_grid((400, 400), 100, 10.0), boxes)
-    assert corners.tolist()[0] in ([0, 0], [0, 10], [10, 0], [10, 10])
-    assert held.tolist() == [[True, True, False], [False, False, True]]
-
-
-def test_no_boxes_and_boxes_that_nothing_holds() -> None:
-    grid = make_grid((200, 200), 50, 10.0)
-    for boxes in (np.zeros((0, 4), np.float32), np.array([[0, 0, 51, 10]], np.float32)):
-        corners, held = cover(0, grid, boxes)
-        assert corners.shape == (0, 2)
-        assert held.shape == (0, len(boxes))
-
-
-def test_a_box_as_large_as_the_window_needs_one_exactly_there() -> None:
-    grid = make_grid((50, 200), 50, 10.0)
-    assert cover(0, grid, np.array([[20, 0, 70, 50]], np.float32))[0].tolist() == [[20, 0]]
-    assert len(cover(0, grid, np.array([[20.5, 0, 70.5, 50]], np.float32))[0]) == 0
+@pytest.mark.parametrize(
+    ("size", "span", "boxes", "held"),
+    [
+        ((400, 400), 100, [[10, 10, 30, 30], [60, 60, 90, 90], [300, 300, 320, 320]],
+         [[1, 1, 0], [0, 0, 1]]),
+        ((200, 200), 50, [], []),
+        ((200, 200), 50, [[0, 0, 51, 10]], []),  # wider than a window
+        ((50, 200), 50, [[20, 0, 70, 50]], [[1]]),  # as large as one, and exactly there
+        ((50, 200), 50, [[20.5, 0, 70.5, 50]], []),
+    ],
+)  # fmt: skip
+def test_what_few_windows_hold(
+    size: tuple[int, int], span: int, boxes: list[list[float]], held: list[list[int]]
+) -> None:
+    array = np.array(boxes, np.float32).reshape(-1, 4)
+    corners, found = cover(0, make_grid(size, span, 10.0), array)
+    assert found.astype(int).tolist() == held
+    assert corners.shape == (len(held), 2)
+    assert found.shape == (len(held), len(boxes))
 
 
 def test_ties_are_broken_by_the_generator_alone() -> None:

@@ -108,38 +108,35 @@ REASONS = {
 }
 
 
-def test_a_check_names_all_broken_images_at_once(tmp_path: Path) -> None:
+def test_a_check_names_all_broken_images_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = broken_set(tmp_path)
     found = check_images(data.images, "auto", decode=True)
     assert (found.looked_at, len(found.broken)) == (12, 6)
     for name, reason in REASONS.items():
         assert any(f"{name}.jpg" in line and reason in line for line in found.broken), name
-    headers = check_images(data.images, "auto", decode=False)
-    assert len(headers.broken) == 5  # what is cut shows in its pixels only
-    assert not any("cut.jpg" in line for line in headers.broken)
     with pytest.raises(AnnotationError, match=r"drop leaves such out\): 6 problems:") as caught:
         check_data(data, DataConfig(), "images")
     assert all(f"{name}.jpg" in str(caught.value) for name in REASONS)
-    told = check_data(data, DataConfig(on_broken="drop"), "images")
-    assert told[-1] == "images: decoded 12 of 12 images, 6 of them left out"
-    assert sum(line.startswith("left out: ") for line in told) == 6
-    assert check_data(data, DataConfig(check_images=0), "images") == []
     for images in (data.images[6:], data.images[7:8]):
         with pytest.raises(AnnotationError, match="none of which can be used"):
             check_data(data_of(images, "a"), DataConfig(on_broken="drop"), "x")
-
-
-def test_a_check_of_large_sets_looks_at_some_and_at_headers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = broken_set(tmp_path)
-    monkeypatch.setattr("af_pipeline.training.data.DECODED_PX", 12 * 96 * 64)
-    told = check_data(data, DataConfig(on_broken="drop", check_images=6), "x")
-    assert told[-1] == "x: decoded 6 of 12 images, 3 of them left out"
-    told = check_data(data, DataConfig(on_broken="drop"), "x")
-    assert told[-1] == "x: looked at the headers of 12 of 12 images, 5 of them left out"
-    told = check_data(data, DataConfig(on_broken="drop", check_images=6), "x", every=True)
-    assert told[-1] == "x: decoded 12 of 12 images, 6 of them left out"
+    # Of a large set some images are looked at, or headers alone: what is cut shows in pixels only.
+    decoded, headers = "decoded", "looked at the headers of"
+    for most_px, looked_at, every, told in (
+        (10**9, 2000, False, f"{decoded} 12 of 12 images, 6"),
+        (12 * 96 * 64, 6, False, f"{decoded} 6 of 12 images, 3"),
+        (12 * 96 * 64, 2000, False, f"{headers} 12 of 12 images, 5"),
+        (12 * 96 * 64, 6, True, f"{decoded} 12 of 12 images, 6"),
+    ):
+        monkeypatch.setattr("af_pipeline.training.data.DECODED_PX", most_px)
+        drop = DataConfig(on_broken="drop", check_images=looked_at)
+        *lines, last = check_data(data, drop, "x", every)
+        assert last == f"x: {told} of them left out"
+        assert {line.partition(": ")[0] for line in lines} == {"left out"}
+        assert len(lines) == int(told[-1])
+    assert check_data(data, DataConfig(check_images=0), "images") == []
 
 
 def test_turned_images_are_told(tmp_path: Path) -> None:
@@ -268,44 +265,27 @@ def write(path: Path, ids: list[str], boxes: list[list[float]], kind: pa.DataTyp
     pq.write_table(pa.table(columns), path)
 
 
-def test_boxes_by_image_in_the_order_of_the_files(tmp_path: Path) -> None:
-    folder = tmp_path / "detections"
-    write(
-        folder / "0.parquet",
-        ["b", "a", "b"],
-        [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]],
-        pa.float32(),
-    )
-    write(folder / "1.parquet", ["c", "a"], [[0, 0, 1, 1], [0.5, 0, 2, 2]], pa.float32())
-    for uri in (str(folder), f"file://{folder}"):
-        found = load_proposals(uri)
-        assert {key: boxes.tolist() for key, boxes in found.items()} == {
-            "a": [[5, 6, 7, 8], [0.5, 0, 2, 2]],
-            "b": [[1, 2, 3, 4], [9, 10, 11, 12]],
-            "c": [[0, 0, 1, 1]],
-        }
-        assert {boxes.dtype for boxes in found.values()} == {np.dtype(np.float32)}
-
-
-def test_a_single_file_of_other_numbers(tmp_path: Path) -> None:
+def test_proposals_come_back_by_image_in_the_order_of_the_files(tmp_path: Path) -> None:
+    folder, kind = tmp_path / "detections", pa.float32()
+    boxes = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
+    write(folder / "0.parquet", ["b", "a", "b"], boxes, kind)
+    write(folder / "1.parquet", ["c", "a"], [[0, 0, 1, 1], [0.5, 0, 2, 2]], kind)
     write(tmp_path / "own.parquet", ["x/1.jpg"], [[1, 2, 3, 4]], pa.int64())
-    found = load_proposals(str(tmp_path / "own.parquet"))
-    assert found["x/1.jpg"].tolist() == [[1, 2, 3, 4]]
-    assert found["x/1.jpg"].dtype == np.float32
-
-
-def test_the_detections_of_an_index_run(tmp_path: Path) -> None:
-    row = {field.name: 0 for field in DETECTIONS} | {"image_id": "a.jpg", "x1": 4.0, "y1": 8.0}
-    row |= {field.name: "" for field in DETECTIONS if field.type == pa.string()} | {
-        "image_id": "a.jpg"
-    }
-    pq.write_table(pa.Table.from_pylist([row], DETECTIONS), tmp_path / "part.parquet")
-    assert load_proposals(str(tmp_path))["a.jpg"].tolist() == [[0, 0, 4, 8]]
-
-
-def test_no_proposals(tmp_path: Path) -> None:
-    write(tmp_path / "none.parquet", [], [], pa.float32())
-    assert load_proposals(str(tmp_path)) == {}
+    write(tmp_path / "none.parquet", [], [], kind)
+    of_run = {field.name: "" if field.type == pa.string() else 0 for field in DETECTIONS}
+    of_run |= {"image_id": "a.jpg", "x1": 4.0, "y1": 8.0}
+    pq.write_table(pa.Table.from_pylist([of_run], DETECTIONS), tmp_path / "run.parquet")
+    both = {"a": [boxes[1], [0.5, 0, 2, 2]], "b": [boxes[0], boxes[2]], "c": [[0, 0, 1, 1]]}
+    for uri, wanted in (
+        (str(folder), both),
+        (f"file://{folder}", both),
+        (str(tmp_path / "own.parquet"), {"x/1.jpg": [[1, 2, 3, 4]]}),
+        (str(tmp_path / "run.parquet"), {"a.jpg": [[0, 0, 4, 8]]}),
+        (str(tmp_path / "none.parquet"), {}),
+    ):
+        found = load_proposals(uri)
+        assert {key: boxes.tolist() for key, boxes in found.items()} == wanted
+        assert all(boxes.dtype == np.float32 for boxes in found.values())
 
 
 @pytest.mark.parametrize("what", ["missing", "text", "columns"])

@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from af_pipeline.commands.train import OWN, main
 from af_pipeline.config import load_config
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.annotations.parquet import write_table
@@ -17,7 +18,6 @@ from af_pipeline.suggest.anchors import Anchors
 from af_pipeline.suggest.statistics import dataset_statistics
 from af_pipeline.suggest.suggest import suggest
 from af_pipeline.suggest.text import OCTAVES, index_block, report_text, suggest_for, yaml_block
-from jobs.train import OWN, main
 
 
 def dataset(sides: list[float], size: int = 2000, names: int = 1) -> AnnotatedDataset:

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from af_pipeline.commands.mine import main
 from af_pipeline.sniper.images import load_proposals
-from jobs.mine import main
 from tests.helpers.training import annotations, arguments, job, steps
 
 pytestmark = [

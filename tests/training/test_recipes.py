@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from af_pipeline.commands.train import main
 from af_pipeline.models.checkpoint import load_detector
-from jobs.train import main
 from tests.helpers.official import as_official
 from tests.helpers.realdata import real_data
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from af_pipeline.commands.train import main
 from af_pipeline.models.checkpoint import load_detector
 from af_pipeline.models.info import load_info
-from jobs.train import main
 from tests.helpers.said import own_lines
 from tests.helpers.training import CLASS_NAMES, annotations, job, losses, records, steps
 

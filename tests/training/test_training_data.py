@@ -86,8 +86,6 @@ def test_parts_with_shares_are_sources_of_their_own(tmp_path: Path) -> None:
     assert [len(source) for source in together.sources] == [8]
     fixed = config({"train": [one, two]}, classes=["dog", "cat"])
     assert load_training(fixed).class_names == ("dog", "cat")
-    with pytest.raises(ValueError, match="give every part a share, or none"):
-        config({"train": [{"uri": one, "share": 0.6}, two]})
 
 
 def test_what_the_data_cannot_serve_is_refused(tmp_path: Path) -> None:

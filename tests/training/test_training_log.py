@@ -92,36 +92,32 @@ def test_other_ranks_say_and_write_nothing(
     assert not (tmp_path / "none").exists()
 
 
-def test_validations_are_records_of_their_step(tmp_path: Path) -> None:
-    log(tmp_path, range(1, 4))
-    made = TrainingLog(config(), tmp_path, 3, 0)
-    made.write(3, {"val_AP": 0.123456789, "val_AP50": 0.5})
-    made.close()
-    assert records(tmp_path)[-1] == {"step": 3, "val_AP": 0.123457, "val_AP50": 0.5}
-    assert {tag for _, tag, _ in board(tmp_path) if "val" in tag} == {"val/AP", "val/AP50"}
-
-
-def test_a_resumed_run_writes_no_step_twice(tmp_path: Path) -> None:
+def test_a_resumed_run_writes_no_step_twice_and_keeps_validations(tmp_path: Path) -> None:
     log(tmp_path, range(1, 8))
     before = records(tmp_path)
     log(tmp_path, range(6, 11))
     assert [record["step"] for record in records(tmp_path)] == list(range(1, 11))
     assert records(tmp_path)[:5] == before[:5]
     assert [step for step, tag, _ in board(tmp_path) if tag == "class"][-5:] == list(range(6, 11))
+    made = TrainingLog(config(), tmp_path, 10, 0)
+    made.write(10, {"val_AP": 0.123456789, "val_AP50": 0.5})
+    made.close()
+    assert records(tmp_path)[-1] == {"step": 10, "val_AP": 0.123457, "val_AP50": 0.5}
+    assert {tag for _, tag, _ in board(tmp_path) if "val" in tag} == {"val/AP", "val/AP50"}
 
 
 def test_cut_after(tmp_path: Path) -> None:
     path = tmp_path / METRICS_FILE
     cut_after(path, 3)
     assert not path.exists()
-    whole = "".join(json.dumps({"step": n, "total": n / 2}) + "\n" for n in (1, 2, 2, 3, 4))
-    path.write_text(whole + '{"step": 5, "tot')
-    cut_after(path, 9)
-    assert path.read_text() == whole
-    cut_after(path, 3)
-    assert [record["step"] for record in records(tmp_path)] == [1, 2, 2, 3]
-    path.write_text('{"step": 1, "total": 2}')  # without its end of line
-    cut_after(path, 3)
-    assert path.read_text() == '{"step": 1, "total": 2}\n'
-    cut_after(path, 0)
-    assert path.read_text() == ""
+    lines = [json.dumps({"step": n, "total": n / 2}) + "\n" for n in (1, 2, 2, 3, 4)]
+    whole = "".join(lines)
+    for text, step, kept in (
+        (whole + '{"step": 5, "tot', 9, whole),
+        (whole, 3, "".join(lines[:4])),
+        (lines[0].rstrip(), 3, lines[0]),  # without its end of line
+        (lines[0], 0, ""),
+    ):
+        path.write_text(text)
+        cut_after(path, step)
+        assert path.read_text() == kept

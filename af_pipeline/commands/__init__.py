@@ -1,0 +1,1 @@
+"""Command lines, one a module: parse, prepare, run, exit code."""
