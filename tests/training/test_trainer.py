@@ -16,11 +16,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluste
 
 
 def test_a_run_and_its_continuation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert job(tmp_path) == 0
+    one, two = annotations(tmp_path / "one"), annotations(tmp_path / "two")
+    parts = f"data.train=[{{uri: {one}, share: 0.75}}, {{uri: {two}, share: 0.25}}]"
+    assert job(tmp_path, parts) == 0
     weights = tmp_path / "tiny/tiny.safetensors"
     output = capsys.readouterr().out
     assert f"checkpoint: {weights}" in output
-    assert "chips an epoch" in output
+    assert f"chips an epoch of {one} (" in output
+    assert f"chips an epoch of {two} (" in output
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
     for record in records(tmp_path):
         assert {"class", "box", "focus", "total", "grad_norm", "lr", "chips_per_s"} <= set(record)
@@ -29,16 +32,18 @@ def test_a_run_and_its_continuation(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert info.class_names == CLASS_NAMES
     assert info.training["step"] == 6
     assert info.training["config"]["optim"]["steps"] == 6
+    shares = [(part["uri"], part["share"]) for part in info.training["config"]["data"]["train"]]
+    assert shares == [("val.json", 0.75), ("val.json", 0.25)]
     boxes, focus = first(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]]))
     assert (len(boxes), focus.shape) == (1, (1, 4, 4))
 
-    assert job(tmp_path, "optim.steps=9") == 0
+    assert job(tmp_path, parts, "optim.steps=9") == 0
     # Steps 1 to 6 are not done again: the state of the last checkpoint is gone on with.
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     second, info = load_detector(weights)
     assert info.training["step"] == 9
 
-    assert job(tmp_path, "optim.steps=12", "optim.lr=0.1", "chips.size=96") == 2
+    assert job(tmp_path, parts, "optim.steps=12", "optim.lr=0.1", "chips.size=96") == 2
     error = own_lines(capsys.readouterr().err)
     assert "chips.size: 64 there, 96 now; config.optim.lr: 0.002 there, 0.1 now" in error
     changed = [
