@@ -18,7 +18,7 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 
-from af_pipeline.cli import complain, stoppable
+from af_pipeline.commands import complain, stoppable
 from af_pipeline.config import load_config
 from af_pipeline.data.annotations.load import load_annotations
 from af_pipeline.evaluation.coco import evaluate_detections

@@ -2,7 +2,7 @@
 
 import sys
 
-from af_pipeline.cli import main
+from af_pipeline.commands import main
 
 if __name__ == "__main__":
     sys.exit(main(["export", *sys.argv[1:]]))

@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 
 import pytest
 
-from af_pipeline.cli import COMMANDS
+from af_pipeline.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +30,7 @@ def test_a_wrong_command_line_is_told(arguments: list[str], code: int) -> None:
     command = [
         sys.executable,
         "-c",
-        "import sys; from af_pipeline.cli import main; sys.exit(main())",
+        "import sys; from af_pipeline.commands import main; sys.exit(main())",
     ]
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from af_pipeline.cli import config_parser
+from af_pipeline.commands import config_parser
 from af_pipeline.config import load_config
 from af_pipeline.indexing.pools import routes_of
 from af_pipeline.settings.index import IndexConfig

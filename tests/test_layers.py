@@ -26,7 +26,6 @@ FLOORS = (
     ("evaluation", "reporting"),
     ("exports", "indexing", "inference"),
     ("tuning", "training"),
-    ("cli",),
     ("commands",),
     ("examples",),  # beside the package, which knows nothing of them
     ("jobs",),
@@ -180,7 +179,7 @@ def test_imports_point_downwards() -> None:
 
 def test_no_module_lies_flat_in_the_package() -> None:
     flat = {path.stem for path in (ROOT / "af_pipeline").glob("*.py")}
-    assert flat == {"__init__", "config", "cli"}
+    assert flat == {"__init__", "config"}
 
 
 @pytest.mark.parametrize("heavy", ["torch", "ray"])
@@ -228,7 +227,11 @@ def test_files_are_short() -> None:
         ("jobs.train", "from . import index", "imports upwards or sideways"),
         ("jobs.train", "from af_pipeline.core.plan import _x", "private af_pipeline.core.plan._x"),
         ("tests.test_x", "from af_pipeline.core import plan as p\np._x()", ":2 uses the private"),
-        ("tests.test_x", "import af_pipeline.cli\naf_pipeline.cli._x()", "uses the private"),
+        (
+            "tests.test_x",
+            "import af_pipeline.commands\naf_pipeline.commands._x()",
+            "uses the private",
+        ),
         ("core.boxes", "import af_pipeline.core.boxes", "import cycle: af_pipeline.core.boxes"),
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from af_pipeline.cli import complain, config_parser
+from af_pipeline.commands import complain, config_parser
 from af_pipeline.config import ConfigError, load_config
 from af_pipeline.settings.index import IndexConfig
 

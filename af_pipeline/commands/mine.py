@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from af_pipeline.cli import complain, config_parser, in_thread
+from af_pipeline.commands import complain, config_parser, in_thread
 from af_pipeline.config import ConfigError, load_config
 from af_pipeline.settings.train import TrainConfig
 

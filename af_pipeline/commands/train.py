@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from af_pipeline.cli import complain, config_parser, in_thread
+from af_pipeline.commands import complain, config_parser, in_thread
 from af_pipeline.config import load_config
 from af_pipeline.data.annotations.dataset import AnnotationError
 from af_pipeline.settings.train import TrainConfig

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from af_pipeline.cli import complain, config_parser
+from af_pipeline.commands import complain, config_parser
 from af_pipeline.config import load_config
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.tuning.options import TuneRule

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from af_pipeline.cli import complain
+from af_pipeline.commands import complain
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.data.access import reading_error
 from af_pipeline.data.secrets import holds_secret, redact, redact_text, redact_tree

@@ -44,7 +44,7 @@ runpy.run_path("jobs/index.py", run_name="__main__")
 ALONE = """
 import sys, time
 from pathlib import Path
-from af_pipeline.cli import stoppable
+from af_pipeline.commands import stoppable
 def job():
     Path(sys.argv[1]).touch()
     time.sleep(300)
