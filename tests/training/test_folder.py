@@ -99,7 +99,7 @@ def test_a_damaged_plan_is_named_with_the_way_on(tmp_path: Path, content: bytes)
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").touch()
-    with pytest.raises(ValueError, match=r"holds no training: choose an empty run\.name"):
+    with pytest.raises(ValueError, match=r"holds no training: choose another run\.name"):
         claim(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
