@@ -131,10 +131,7 @@ def check_size(size: int | None, max_bytes: int) -> None:
 
 
 def open_regular(path: str, buffer: int = -1) -> IO[bytes]:
-    """Open a local file to read. A pipe would wait for ever, a device may have no end.
-
-    Raises Refused for what is neither a file nor a folder, and OSError as `open` does.
-    """
+    """Open a local file to read. A pipe would wait for ever, a device may have no end."""
     mode = Path(path).stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise Refused("is a pipe, a socket or a device, expected a file")
@@ -161,13 +158,8 @@ async def read_body(
 ) -> bytes:
     """The body of an answer by ``read(most)``, which gives what has come, b"" at the end.
 
-    Args:
-        wanted: bytes of a part of a file; where more come, as from servers that cannot send
-            parts, reading stops after a few too many.
-
-    Raises:
-        Refused: there is no ``wanted``, and more come than ``storage.max_bytes``.
-        TooSlow: after ``timeout_s`` the mean rate is below ``min_rate``.
+    ``wanted``: bytes of a part of a file; where more come, as from servers that cannot send parts,
+    reading stops after a few too many.
     """
     began, found = asyncio.get_running_loop().time(), bytearray()
     try:

@@ -24,16 +24,7 @@ from af_pipeline.data.access import LOCAL, SourceError, Storage, reading_error
 from af_pipeline.data.secrets import redact
 from af_pipeline.data.storage import exists, filesystem, full_uri, is_local
 
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".bmp",
-    ".gif",
-)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif")
 
 _WILD = re.compile(r"[*?[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -66,21 +57,16 @@ def list_files(
     root: str,
     storage: Storage = LOCAL,
     stem: str = "",
-    leads: Callable[[str], bool] | None = None,
+    leads: Callable[[str], bool] = lambda _: True,
 ) -> Listing:
     """List the files below a folder in the order of their relative paths.
 
     Names that start with a dot are left out, with all that is below them. Links are followed,
-    except where one leads back to a folder it lies in.
+    except where one leads back to a folder it lies in. A root that is missing or a file is an
+    error at once, a folder that cannot be listed one while iterating.
 
-    Args:
-        root: local path or fsspec URL.
-        storage: how it is reached.
-        stem: only names that begin so may be asked for; what S3 lists is narrowed by it.
-        leads: whether a folder (its relative path) is to be looked into; not asked on S3.
-
-    Raises:
-        SourceError: root is missing or a file (at once), or cannot be listed (while iterating).
+    ``stem``: only names that begin so may be asked for; what S3 lists is narrowed by it.
+    ``leads``: whether a folder (its relative path) is to be looked into; not asked on S3.
     """
     system, path = filesystem(root, storage)
     if "s3" in system.protocol:
@@ -97,12 +83,8 @@ def list_files(
     base = path.rstrip("/")
     entries = _local_entries if is_local(system) else _entries_of(system)
     trail = frozenset({os.path.realpath(base or "/")})
-    names = _walk(entries, base, "", leads or _everywhere, trail, is_local(system))
+    names = _walk(entries, base, "", leads, trail, is_local(system))
     return Listing(full_uri(system, base) or "/", map(File, names))
-
-
-def _everywhere(folder: str) -> bool:
-    return True
 
 
 def _walk(
@@ -212,9 +194,6 @@ def parse_pattern(uri: str) -> Pattern | None:
     """The pattern that ``uri`` is, or None for a plain path, also one of an existing file.
 
     In an http URL only braces count, ``?`` begins its query.
-
-    Raises:
-        SourceError: wildcards in a bucket's name, ``**`` as part of a name, too many names.
     """
     if "://" not in uri and exists(uri):
         return None
@@ -239,11 +218,7 @@ def parse_pattern(uri: str) -> Pattern | None:
 
 
 def expand_braces(text: str) -> Iterator[str]:
-    """``a{0..2}`` and ``a{x,y}`` written out, in order; other braces stay as they are.
-
-    Raises:
-        SourceError: more than 100,000 names.
-    """
+    """``a{0..2}`` and ``a{x,y}`` written out, in order; other braces stay as they are."""
     parts = _BRACES.split(text)  # text and content of braces in turn
     choices = [_choices(part) if index % 2 else [part] for index, part in enumerate(parts)]
     count = math.prod(len(choice) for choice in choices)

@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 
 from af_pipeline.core.schema import MANIFEST
 from af_pipeline.data.access import SourceError
-from af_pipeline.data.names import text_id, text_uri
-from af_pipeline.data.secrets import redact
+from af_pipeline.data.secrets import redact, text_id, text_uri
 
 GROUP_ROWS = 10_000
 LONGEST = 8192  # bytes of an id or URI: a path has 4,096 at most, a signed URL some 2,500
@@ -87,19 +86,9 @@ def write_manifest(images: Iterable[SourceImage], path: Path, rows: int = GROUP_
 def write_tables(tables: Iterable[pa.Table], path: Path, rows: int = GROUP_ROWS) -> int:
     """Write tables of one schema to a local Parquet file, one of them in memory at a time.
 
-    The file appears under its name only when complete and checked; parent folders are made.
-
-    Args:
-        tables: with the columns of `MANIFEST` and any others, as `list_tables` gives them.
-        path: where to; local.
-        rows: rows of a row group at most.
-
-    Returns:
-        The number of images.
-
-    Raises:
-        SourceError: the listing's own errors, an id that occurs twice, or an id or a URI of more
-            than ``LONGEST`` bytes.
+    They have the columns of `MANIFEST` and any others. The file appears under its name only when
+    complete and checked; parent folders are made. ``rows``: of a row group at most. Returns the
+    number of images.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -120,18 +109,9 @@ def write_tables(tables: Iterable[pa.Table], path: Path, rows: int = GROUP_ROWS)
 
 
 def check_unique(path: Path) -> None:
-    """Check the ids of a local Parquet file, in bounded memory.
-
-    Raises:
-        SourceError: some id occurs twice; the message names one, and its rows.
-    """
-    with duckdb.connect(
-        config={
-            "memory_limit": _CHECK_MEMORY,
-            "threads": _CHECK_THREADS,
-            "temp_directory": f"{path}.spill",
-        }
-    ) as base:
+    """Raise SourceError where an id of a local Parquet file occurs twice; in bounded memory."""
+    limits: dict[str, Any] = {"memory_limit": _CHECK_MEMORY, "threads": _CHECK_THREADS}
+    with duckdb.connect(config={**limits, "temp_directory": f"{path}.spill"}) as base:
         twins = base.execute(
             "SELECT image_id, count(*) OVER () FROM read_parquet($1) "
             "GROUP BY 1 HAVING count(*) > 1 LIMIT 1",

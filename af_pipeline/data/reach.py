@@ -25,12 +25,9 @@ def is_remote(place: str) -> bool:
 
 
 def refusal(entry: str, file: str, folder: str) -> str | None:
-    """Why an entry of a list may not be read; None if it may.
+    """Why an entry of the list ``file`` may not be read; None if it may.
 
-    Args:
-        entry: what the list names.
-        file: the list.
-        folder: what relative names are below.
+    Relative entries are below ``folder``.
     """
     if "://" in entry:
         protocol = _protocol(entry)

@@ -89,13 +89,8 @@ def list_keys(base: str, stem: str, root: str, storage: Storage) -> Iterator[tup
     """Names and versions (size and ETag) below ``BUCKET/FOLDER``; the first page comes at once.
 
     In the order of the keys, a page in memory. A client of its own, because s3fs lists folder by
-    folder, or everything into memory.
-
-    Args:
-        base: bucket and folder.
-        stem: what the names begin with.
-        root: the place as it was written, for messages.
-        storage: how it is reached.
+    folder, or everything into memory. ``stem``: what the names begin with; ``root``: the place as
+    it was written, for messages.
     """
     bucket, _, folder = base.partition("/")
     above = f"{folder}/" if folder else ""

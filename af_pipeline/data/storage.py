@@ -33,8 +33,7 @@ from af_pipeline.data.access import (
     reading_error,
     refuse_secrets,
 )
-from af_pipeline.data.names import local_path
-from af_pipeline.data.secrets import HTTP, S3, redact
+from af_pipeline.data.secrets import HTTP, S3, local_path, redact
 
 _LONGEST_PAUSE_S = 20.0
 
@@ -45,9 +44,6 @@ def filesystem(uri: str, storage: Storage = LOCAL) -> tuple[fsspec.AbstractFileS
     """The file system of a URI, one per process and settings, and the path in it.
 
     Requests to S3 are tried ``storage.attempts`` times by botocore, with growing random pauses.
-
-    Raises:
-        SourceError: credentials in the URI, or no driver for its protocol.
     """
     if "://" not in uri:  # a name may hold what fsspec would take for a chain ("a::b.jpg")
         return fsspec.filesystem("file"), _absolute(uri)
@@ -74,9 +70,7 @@ def filesystem(uri: str, storage: Storage = LOCAL) -> tuple[fsspec.AbstractFileS
 def read_bytes(uri: str, storage: Storage = LOCAL) -> bytes:
     """Read a whole file, or the part that ``#offset=...&size=...`` names.
 
-    Raises:
-        MissingSourceError: there is no such file.
-        SourceError: it cannot be read (a folder, no permission, no driver, server fails, ...).
+    Raises SourceError for whatever hinders it; where there is no such file, MissingSourceError.
     """
     ranged = _RANGE.fullmatch(uri)
     if ranged is None:
@@ -85,11 +79,7 @@ def read_bytes(uri: str, storage: Storage = LOCAL) -> bytes:
 
 
 def read_range(uri: str, offset: int, size: int, storage: Storage = LOCAL) -> bytes:
-    """Read ``size`` bytes from ``offset`` on.
-
-    Raises:
-        SourceError: as `read_bytes`, or the file ends before.
-    """
+    """Read ``size`` bytes from ``offset`` on; a file that ends before is an error."""
     if size == 0:
         return b""
     data = _read(uri, offset, offset + size, storage)
@@ -109,11 +99,7 @@ def range_uri(uri: str, offset: int, size: int) -> str:
 
 
 def open_file(uri: str, storage: Storage = LOCAL, buffer: int = 1 << 16) -> BinaryIO:
-    """Open a file to read and seek in; a remote one is read ``buffer`` bytes at a time or more.
-
-    Raises:
-        SourceError: as `read_bytes`; a remote one also while reading.
-    """
+    """Open a file to read and seek in; a remote one is read ``buffer`` bytes at a time or more."""
     system, path = filesystem(uri, storage)
     try:
         if is_local(system):
@@ -214,9 +200,6 @@ def put(uri: str, data: bytes, storage: Storage = LOCAL) -> None:
     """Write a file that is whole whenever it is seen; a local one aside, and renamed then.
 
     Folders above it are made.
-
-    Raises:
-        OSError: it cannot be written.
     """
     system, path = filesystem(uri, storage)
     if not is_local(system):
@@ -233,16 +216,12 @@ def put(uri: str, data: bytes, storage: Storage = LOCAL) -> None:
 
 
 def read_json(path: str, storage: Storage = LOCAL) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        SourceError: it cannot be read, is not JSON, or holds something else.
-    """
+    """Read a JSON file that holds an object."""
     return json_object(read_bytes(path, listing(storage)), path)
 
 
 def json_object(data: bytes, path: str) -> dict[str, Any]:
-    """The object that the JSON ``data`` of the file at ``path`` holds; errors as `read_json`."""
+    """The object that the JSON ``data`` of the file at ``path`` holds."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:

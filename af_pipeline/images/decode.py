@@ -35,10 +35,8 @@ MAX_PIXELS = 200_000_000
 
 
 class _GifReader(GifImageFile):
-    """Pillow's, but for the first picture only: no memory for what is left behind it.
-
-    Pillow takes that on opening, up to 178 MB, before its size could be looked at.
-    """
+    """Pillow's without the memory for what the first picture leaves behind: up to 178 MB, which it
+    takes on opening, before its size could be looked at."""
 
     disposal_method = property(lambda self: 0, lambda self, value: None)
 
@@ -49,7 +47,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 # Pillow's reader classes are called directly, not through Image.open: only formats meant to be
 # read are tried.
-_READERS: dict[str, type[ImageFile]] = {
+_PILLOW: dict[str, type[ImageFile]] = {
     "JPEG": JpegImageFile,
     "WebP": WebPImageFile,
     "BMP": BmpImageFile,
@@ -81,19 +79,15 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, depth: DepthConfig =
     composited: the colour stored under a transparent pixel is kept, no background is invented.
     Embedded colour profiles are ignored, and so is an orientation that is found in XMP only.
 
-    Args:
-        data: the whole file.
-        max_pixels: larger images are refused from their header, before memory is taken.
-        depth: how values of more than 8 bits (PNG, TIFF) become 8 bits.
+    ``max_pixels``: larger images are refused from their header, before memory is taken;
+    ``depth``: how values of more than 8 bits (PNG, TIFF) become 8 bits.
 
-    Raises:
-        DecodeError: empty, not an image, damaged, too large, values without a fixed range that
-            ``depth`` needs, or truncated: an image of which rows, strips, tiles or planes are
-            missing is an error, because nobody saw what is there.
+    Raises DecodeError for every other file. One of which rows, strips, tiles or planes are missing
+    is among them, because nobody saw what is there.
     """
     kind = _sniff(data)
     with _only_decode_errors(kind):
-        header = _HEADERS[kind](data)
+        header = READERS[kind](data)
         pixels = header.height * header.width
         if pixels > max_pixels:
             raise DecodeError(
@@ -106,23 +100,17 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, depth: DepthConfig =
 def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) in pixels of what :func:`decode_image` would return, from the header only.
 
-    Raises:
-        DecodeError: empty, not an image, or a damaged header. (Damage behind the header is not
-            seen, and no pixel limit is applied.)
+    Damage behind the header is not seen, and no pixel limit is applied.
     """
     kind = _sniff(data)
     with _only_decode_errors(kind):
-        header = _HEADERS[kind](data)
+        header = READERS[kind](data)
         size = header.height, header.width
         return size[::-1] if header.turn in SIDEWAYS else size
 
 
 def encode_jpeg(image: RGB, quality: int = 92) -> bytes:
-    """Encode RGB uint8 [H, W, 3] as JPEG (4:2:0 chroma), quality 1..100.
-
-    Raises:
-        ValueError: not an RGB uint8 image, quality out of range, or a side above 65535 px.
-    """
+    """Encode RGB uint8 [H, W, 3] as JPEG (4:2:0 chroma), quality 1..100."""
     check_rgb(image)
     if not 1 <= quality <= 100:
         raise ValueError(f"JPEG quality must be 1..100, not {quality}")
@@ -136,11 +124,7 @@ def encode_jpeg(image: RGB, quality: int = 92) -> bytes:
 
 
 def encode_png(image: RGB) -> bytes:
-    """Encode RGB uint8 [H, W, 3] as PNG (lossless).
-
-    Raises:
-        ValueError: not an RGB uint8 image.
-    """
+    """Encode RGB uint8 [H, W, 3] as PNG (lossless)."""
     check_rgb(image)
     done, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not done:
@@ -157,7 +141,7 @@ def _sniff(data: bytes) -> str:
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
-    known = ", ".join(sorted(_HEADERS))
+    known = ", ".join(sorted(READERS))
     raise DecodeError(f"not an image of a known format ({known}): {len(data)} bytes")
 
 
@@ -240,7 +224,7 @@ def _with_pillow(data: bytes, kind: str) -> _Header:
 def _open_pillow(data: bytes, kind: str) -> ImageFile:
     """Read the header with Pillow. Held under the lock: it is short, and where it warns."""
     with quiet():
-        return _READERS[kind](io.BytesIO(data))
+        return _PILLOW[kind](io.BytesIO(data))
 
 
 def _load(image: ImageFile) -> RGB:
@@ -318,7 +302,8 @@ def _three_channels(pixels: NDArray[np.uint8]) -> RGB:
     return np.ascontiguousarray(pixels)
 
 
-_HEADERS: dict[str, Callable[[bytes], _Header]] = {
+# What reads the header of each kind; its result reads the pixels.
+READERS: dict[str, Callable[[bytes], _Header]] = {
     "JPEG": _jpeg,
     "PNG": _png,
     "TIFF": _tiff,

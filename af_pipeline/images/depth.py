@@ -54,9 +54,6 @@ def to_8_bit(
 
     What is not a number, or is ``nodata`` (the file's mark of pixels without a value), becomes 0
     and counts in no percentile.
-
-    Raises:
-        ValueError: ``depth`` goes by type, and the values have no fixed range.
     """
     low, high = _range(values, bits, depth, nodata)
     scale = 255 / (high - low) if high > low else math.inf  # a step: what is above is white

@@ -46,11 +46,7 @@ def read_jpeg(data: bytes, space: str) -> NDArray[np.uint8]:
     """Pixels [H, W, C] in a colour space of simplejpeg's.
 
     libjpeg tells its first warning only. Where that one is harmless, its cause is taken out of the
-    file and the rest is read once more, so that a loss behind it is told too.
-
-    Raises:
-        UnknownJpeg: a kind of JPEG that libjpeg-turbo does not know.
-        ValueError: a warning under which pixels are lost.
+    file and the rest is read once more, so that a loss behind it is told too, as ValueError.
     """
     for as_it_is in (True, False):
         file = data if as_it_is else without_blemishes(data)

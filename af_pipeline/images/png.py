@@ -49,7 +49,7 @@ class PngHeader:
 
 
 def png_header(data: bytes) -> PngHeader:
-    """From the first chunk. Raises ValueError."""
+    """From the first chunk."""
     name, chunk = next(_chunks(data), (b"", b""))
     if name != b"IHDR" or len(chunk) != 25:
         raise ValueError("no header")
@@ -66,9 +66,6 @@ def read_png(data: bytes, header: PngHeader) -> NDArray[Any]:
     """Pixels as stored, uint8 or uint16 without alpha: [H, W, 3] RGB, or [H, W, 1] gray.
 
     Text, profiles and further frames are not looked at, whatever they hold.
-
-    Raises:
-        ValueError: damaged, or rows are missing; then the message says "truncated".
     """
     if header.height * header.width > _MOST_PIXELS:
         raise ValueError(f"{header.width}x{header.height} pixels, more than OpenCV reads of a PNG")

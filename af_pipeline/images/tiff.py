@@ -5,17 +5,24 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
-OFFSETS, ORIENTATION, SAMPLES, ROWS, COUNTS, PLANAR, PREDICTOR = 273, 274, 277, 278, 279, 284, 317
-TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = 322, 323, 324, 325
-EXTRA, FORMAT, SUBSAMPLING = 338, 339, 530
-_NEW_KIND, _OLD_KIND, _MORE_PAGES, _NODATA = 254, 255, 330, 42113
+
+class Tag(IntEnum):
+    """The tags that are looked at, by their names in the specification, shortened."""
+
+    NEW_KIND, OLD_KIND, WIDTH, HEIGHT, BITS, COMPRESSION = 254, 255, 256, 257, 258, 259
+    PHOTOMETRIC, FILL_ORDER, OFFSETS, ORIENTATION, SAMPLES, ROWS = 262, 266, 273, 274, 277, 278
+    COUNTS, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT = 279, 284, 317, 322, 323
+    TILE_OFFSETS, TILE_COUNTS, MORE_PAGES, EXTRA, FORMAT = 324, 325, 330, 338, 339
+    SUBSAMPLING, NODATA = 530, 42113
+
+
 RAW, JPEG, PACKBITS = 1, 7, 32773  # compressions
 BLACK_IS_ZERO, YCBCR = 1, 6  # photometric interpretations
 
@@ -77,7 +84,7 @@ class Page:
     @cached_property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels as stored."""
-        height, width = self.number(HEIGHT), self.number(WIDTH)
+        height, width = self.number(Tag.HEIGHT), self.number(Tag.WIDTH)
         if not 0 < height < 2**31 or not 0 < width < 2**31:
             raise ValueError(f"a size of {width}x{height} pixels")
         return height, width
@@ -86,7 +93,7 @@ class Page:
     def orientation(self) -> int:
         """1..8, as EXIF's; 1 where there is none."""
         try:
-            value = self.number(ORIENTATION, 1)
+            value = self.number(Tag.ORIENTATION, 1)
         except ValueError:
             return 1
         return value if 1 <= value <= 8 else 1
@@ -94,12 +101,12 @@ class Page:
     @property
     def is_partial(self) -> bool:
         """Whether it is a smaller version, or the mask, of another picture."""
-        return bool(self.number(_NEW_KIND, 0) & 5) or self.number(_OLD_KIND, 1) == 2
+        return bool(self.number(Tag.NEW_KIND, 0) & 5) or self.number(Tag.OLD_KIND, 1) == 2
 
     @cached_property
     def samples(self) -> int:
         """Values of a pixel."""
-        samples = self.number(SAMPLES, 1)
+        samples = self.number(Tag.SAMPLES, 1)
         if not 0 < samples < 2**16:
             raise ValueError(f"{samples} samples a pixel")
         return samples
@@ -107,7 +114,7 @@ class Page:
     @cached_property
     def bits(self) -> int:
         """Bits of a value. Raises ValueError where samples differ."""
-        values = set(self.numbers(BITS, (1,)).tolist())
+        values = set(self.numbers(Tag.BITS, (1,)).tolist())
         if len(values) != 1 or not 0 < min(values) <= 64:
             raise ValueError(f"samples of {sorted(values)} bits")
         return int(values.pop())
@@ -115,12 +122,12 @@ class Page:
     @property
     def photometric(self) -> int:
         """What the values mean."""
-        return self.number(PHOTOMETRIC, 0)
+        return self.number(Tag.PHOTOMETRIC, 0)
 
     @property
     def compression(self) -> int:
         """TIFF's number of it."""
-        return self.number(COMPRESSION, RAW)
+        return self.number(Tag.COMPRESSION, RAW)
 
     @property
     def has_values(self) -> bool:
@@ -130,7 +137,7 @@ class Page:
     @property
     def nodata(self) -> float | None:
         """GDAL's mark of pixels without a value."""
-        kind, count, position = self.entries.get(_NODATA, (0, 0, 0))
+        kind, count, position = self.entries.get(Tag.NODATA, (0, 0, 0))
         try:
             return float(self.data[position : position + count].strip(b" \0")) if kind else None
         except ValueError:
@@ -141,10 +148,7 @@ class Page:
 
 
 def first_page(data: bytes) -> Page:
-    """The first picture that is no smaller version or mask of another one; else the first at all.
-
-    Raises ValueError where it cannot be found.
-    """
+    """The first picture that is no smaller version or mask of another; else the first at all."""
     first = None
     for page in _pages(data):
         if not page.is_partial:
@@ -167,7 +171,11 @@ def _pages(data: bytes) -> Iterator[Page]:
         seen.add(position)
         page = _page(data, layout, position)
         yield page
-        waiting = [*page.numbers(_MORE_PAGES, ()).tolist()[:_MOST_PAGES], page.following, *waiting]
+        waiting = [
+            *page.numbers(Tag.MORE_PAGES, ()).tolist()[:_MOST_PAGES],
+            page.following,
+            *waiting,
+        ]
 
 
 def _page(data: bytes, layout: Layout, position: int) -> Page:
@@ -216,20 +224,22 @@ class Segments:
 def segments_of(page: Page) -> Segments:
     """Those of a page. Raises ValueError unless all of them are in the file."""
     height, width = page.size
-    tiled = TILE_WIDTH in page.entries
+    tiled = Tag.TILE_WIDTH in page.entries
     if tiled:
-        rows, columns = page.number(TILE_HEIGHT), page.number(TILE_WIDTH)
+        rows, columns = page.number(Tag.TILE_HEIGHT), page.number(Tag.TILE_WIDTH)
     else:
-        rows, columns = min(height, page.number(ROWS, height)), width
+        rows, columns = min(height, page.number(Tag.ROWS, height)), width
     if rows < 1 or columns < 1:
         raise ValueError(f"tiles or strips of {columns}x{rows} pixels")
     if tiled and rows * columns > max(4 * height * width, _ALWAYS_FINE_TILE):
         raise ValueError(f"tiles of {columns}x{rows} pixels in an image of {height * width} pixels")
     across = -(-width // columns)
-    planes = page.samples if page.number(PLANAR, 1) == 2 else 1
+    planes = page.samples if page.number(Tag.PLANAR, 1) == 2 else 1
     shape = planes, across * -(-height // rows)
     what = "tiles" if tiled else "strips"
-    offsets = _first(page.numbers(TILE_OFFSETS if TILE_OFFSETS in page.entries else OFFSETS), shape)
+    offsets = _first(
+        page.numbers(Tag.TILE_OFFSETS if Tag.TILE_OFFSETS in page.entries else Tag.OFFSETS), shape
+    )
     counts = _counts(page, offsets, shape)
     absent = int(((offsets <= 0) | (counts <= 0)).sum())
     if absent:
@@ -237,7 +247,7 @@ def segments_of(page: Page) -> Segments:
             f"truncated: {absent} of {offsets.size} {what} are absent; if they were left out on "
             "purpose, write the file anew without sparse tiles"
         )
-    if page.compression == PACKBITS and page.number(PREDICTOR, 1) != 1:
+    if page.compression == PACKBITS and page.number(Tag.PREDICTOR, 1) != 1:
         raise ValueError("differences compressed by PackBits, which decoders take for values")
     found = Segments(rows, columns, across, tiled, offsets, counts)
     least = _least_counts(page, found)
@@ -257,7 +267,7 @@ def _first(values: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.int6
 
 
 def _counts(page: Page, offsets: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.int64]:
-    tag = TILE_COUNTS if TILE_COUNTS in page.entries else COUNTS
+    tag = Tag.TILE_COUNTS if Tag.TILE_COUNTS in page.entries else Tag.COUNTS
     if tag in page.entries:
         return _first(page.numbers(tag), shape)
     if page.compression != RAW and offsets.size > 1:
@@ -276,7 +286,7 @@ def _least_counts(page: Page, segments: Segments) -> NDArray[np.int64]:
         ).reshape(segments.counts.shape)
     if page.compression != RAW:
         return segments.counts
-    if page.photometric == YCBCR and page.numbers(SUBSAMPLING, (2, 2)).tolist() != [1, 1]:
+    if page.photometric == YCBCR and page.numbers(Tag.SUBSAMPLING, (2, 2)).tolist() != [1, 1]:
         raise ValueError("uncompressed YCbCr with subsampled colours is not supported")
     height = page.size[0]
     rows = np.full(segments.offsets.shape[1], segments.rows)

@@ -16,50 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from af_pipeline.images.tiff import (
-    BITS,
     BLACK_IS_ZERO,
-    COMPRESSION,
-    COUNTS,
-    EXTRA,
-    FILL_ORDER,
-    FORMAT,
-    HEIGHT,
     JPEG,
-    OFFSETS,
     PACKBITS,
-    PHOTOMETRIC,
-    PLANAR,
-    PREDICTOR,
     RAW,
-    ROWS,
-    SAMPLES,
-    SUBSAMPLING,
-    TILE_COUNTS,
-    TILE_HEIGHT,
-    TILE_OFFSETS,
-    TILE_WIDTH,
     TYPE_BYTES,
-    WIDTH,
     Layout,
     Page,
     Segments,
+    Tag,
     segments_of,
 )
 
 # What a decoder needs besides offsets and counts: fax options, palette, JPEG tables, YCbCr.
-_KEPT: tuple[int, ...] = (
-    WIDTH,
-    HEIGHT,
-    BITS,
-    COMPRESSION,
-    PHOTOMETRIC,
-    FILL_ORDER,
-    SAMPLES,
-    PLANAR,
-    292,
-    293,
-)
-_KEPT += (PREDICTOR, 320, EXTRA, FORMAT, 347, 529, SUBSAMPLING, 532)
+_KEPT: tuple[int, ...] = (Tag.WIDTH, Tag.HEIGHT, Tag.BITS, Tag.COMPRESSION, Tag.PHOTOMETRIC)
+_KEPT += (Tag.FILL_ORDER, Tag.SAMPLES, Tag.PLANAR, 292, 293, Tag.PREDICTOR, 320, Tag.EXTRA)
+_KEPT += (Tag.FORMAT, 347, 529, Tag.SUBSAMPLING, 532)
 WHITE_IS_ZERO, _RGB, CMYK = 0, 2, 5
 _WITH_PREDICTOR = (5, 8, 32946, 34925, 50000)  # LZW, Deflate twice, LZMA, Zstandard
 _LOSSLESS = (RAW, PACKBITS, *_WITH_PREDICTOR)
@@ -110,9 +82,9 @@ def _write(
     if not layout.big and size > 2**32 - 2**24:
         raise ValueError("a big-endian BigTIFF of more than 4 GB is not supported")
     number, head, offset = layout.formats
-    tile = {TILE_WIDTH: segments.columns, TILE_HEIGHT: segments.rows}
-    shape = tile if segments.is_tiled else {ROWS: segments.rows}
-    places = (TILE_OFFSETS, TILE_COUNTS) if segments.is_tiled else (OFFSETS, COUNTS)
+    tile = {Tag.TILE_WIDTH: segments.columns, Tag.TILE_HEIGHT: segments.rows}
+    shape = tile if segments.is_tiled else {Tag.ROWS: segments.rows}
+    places = (Tag.TILE_OFFSETS, Tag.TILE_COUNTS) if segments.is_tiled else (Tag.OFFSETS, Tag.COUNTS)
     kind, form = (16, "u8") if layout.big else (4, "u4")
     for tag, values in zip(places, (offsets, counts), strict=True):
         tags[tag] = kind, values.size, values.astype(order + form).tobytes()
@@ -141,11 +113,8 @@ def read_values(
     """Integers or floats [H, W, C] as stored, native byte order: gray, RGB or CMYK, no alpha.
 
     Bands of a file that does not say RGB (as GDAL writes them) are taken for it, the first three
-    where there are more. ``unpack``: a gray TIFF file to uint8 [H, W].
-
-    Raises:
-        ValueError: some of it is missing, a compression or a kind of values that is not
-            supported, or more bytes than ``most_bytes`` (unpacked).
+    where there are more. ``unpack``: a gray TIFF file to uint8 [H, W]. Raises ValueError where some
+    of it is missing or not supported, or has more than ``most_bytes`` (unpacked).
     """
     dtype, colours = _dtype(page), _colours(page)
     _check_compression(page, _LOSSLESS)
@@ -170,7 +139,7 @@ def read_values(
 
 def _dtype(page: Page) -> np.dtype[Any]:
     """Of a value in the file."""
-    kinds = set(page.numbers(FORMAT, (1,)).tolist())
+    kinds = set(page.numbers(Tag.FORMAT, (1,)).tolist())
     letter = {1: "u", 2: "i", 3: "f", 4: "u"}.get(kinds.pop()) if len(kinds) == 1 else None
     whole = page.bits in (8, 16, 32, 64)
     if letter is None or not (whole or (letter == "u" and 8 < page.bits < 16)):
@@ -182,7 +151,7 @@ def _dtype(page: Page) -> np.dtype[Any]:
 
 def _colours(page: Page) -> int:
     """How many of the samples are shown: 1, 3, or 4 of CMYK."""
-    alphas = int(np.isin(page.numbers(EXTRA, ()), (1, 2)).sum())
+    alphas = int(np.isin(page.numbers(Tag.EXTRA, ()), (1, 2)).sum())
     shown = page.samples - alphas
     wanted = {_RGB: 3, CMYK: 4, WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 3 if shown >= 3 else 1}
     colours = wanted.get(page.photometric)
@@ -197,9 +166,14 @@ def _colours(page: Page) -> int:
 def _bytes_as_gray(page: Page, segments: Segments, row_bytes: int, plane: int) -> bytes:
     """A gray TIFF file of 8 bits whose pixels are the bytes of the page's tiles or strips."""
     order = page.layout.order
-    sizes = {WIDTH: segments.across * row_bytes, HEIGHT: page.size[0], BITS: 8, SAMPLES: 1}
-    sizes |= {COMPRESSION: page.compression, PHOTOMETRIC: BLACK_IS_ZERO}
-    sizes[FILL_ORDER] = page.number(FILL_ORDER, 1)
+    sizes = {
+        Tag.WIDTH: segments.across * row_bytes,
+        Tag.HEIGHT: page.size[0],
+        Tag.BITS: 8,
+        Tag.SAMPLES: 1,
+    }
+    sizes |= {Tag.COMPRESSION: page.compression, Tag.PHOTOMETRIC: BLACK_IS_ZERO}
+    sizes[Tag.FILL_ORDER] = page.number(Tag.FILL_ORDER, 1)
     tags: dict[int, Entry] = {
         tag: (4, 1, struct.pack(order + "I", value)) for tag, value in sizes.items()
     }
@@ -212,7 +186,7 @@ def _values(
 ) -> NDArray[Any]:
     """Bytes [H, across, B] to values [H, across, columns, samples], differences summed up."""
     shape = (*raw.shape[:2], *inner)
-    method = page.number(PREDICTOR, 1) if page.compression in _WITH_PREDICTOR else 1
+    method = page.number(Tag.PREDICTOR, 1) if page.compression in _WITH_PREDICTOR else 1
     if page.bits % 8:
         if method != 1:
             raise ValueError(f"differences of {page.bits} bits are not supported")

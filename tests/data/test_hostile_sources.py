@@ -10,8 +10,8 @@ import pytest
 
 from af_pipeline.data.access import SourceError, Storage
 from af_pipeline.data.manifest import LONGEST, SourceImage, write_manifest, write_tables
-from af_pipeline.data.names import text_id
 from af_pipeline.data.reach import refusal
+from af_pipeline.data.secrets import text_id
 from af_pipeline.data.sources.folder import list_directory
 from af_pipeline.data.sources.open import list_images, list_tables
 from af_pipeline.data.sources.source import Source

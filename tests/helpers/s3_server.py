@@ -1,4 +1,4 @@
-"""Local S3 servers for tests: moto behind a proxy that fails on demand, and one of endless keys."""
+"""Local S3 servers for tests: moto behind a proxy that fails on demand."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
+import pytest
 from moto.moto_api._internal import moto_api_backend
 from moto.server import ThreadedMotoServer
 
+KEYS = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "x")
+KEYS["AWS_DEFAULT_REGION"] = "us-east-1"
 _ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>please {}</Message></Error>"
 _KEPT = ("content-length", "content-type", "content-range", "etag", "last-modified")
 
@@ -135,41 +138,16 @@ def serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 @contextmanager
 def faulty_s3() -> Iterator[Server]:
-    """moto's S3 behind a proxy that fails as scripted."""
+    """moto's S3 behind a proxy that fails as scripted; the environment has credentials for it."""
     moto = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     moto.start()
     try:
         script = Script()
-        with serve(_handler(script, *moto.get_host_and_port())) as url:
+        proxy = _handler(script, *moto.get_host_and_port())
+        with serve(proxy) as url, pytest.MonkeyPatch.context() as patch:
+            for name, value in KEYS.items():
+                patch.setenv(name, value)
             yield Server(url, script)
     finally:
         moto_api_backend.reset()  # what it holds is this process's, whatever the server
         moto.stop()
-
-
-@contextmanager
-def endless_s3(count: int, key: str = "photos/{:07d}/image-{:07d}.jpg") -> Iterator[str]:
-    """An S3 whose only bucket has ``count`` keys, made up page by page."""
-
-    class Listing(Quiet):
-        def do_GET(self) -> None:
-            query = {k: v[0] for k, v in parse_qs(urlsplit(self.path).query).items()}
-            start = int(query.get("continuation-token", 0))
-            stop = min(count, start + int(query["max-keys"]))
-            items = "".join(
-                f"<Contents><Key>{quote(key.format(n // 100, n))}</Key>"
-                "<LastModified>2024-01-01T00:00:00.000Z</LastModified>"
-                "<ETag>&quot;0123456789abcdef0123456789abcdef&quot;</ETag>"
-                "<Size>1</Size><StorageClass>STANDARD</StorageClass></Contents>"
-                for n in range(start, stop)
-            )
-            more = f"<NextContinuationToken>{stop}</NextContinuationToken>" * (stop < count)
-            body = (
-                "<?xml version='1.0'?><ListBucketResult><EncodingType>url</EncodingType>"
-                f"<IsTruncated>{str(stop < count).lower()}</IsTruncated>{more}{items}"
-                "</ListBucketResult>"
-            ).encode()
-            self.answer(200, {"Content-Length": str(len(body))}, body)
-
-    with serve(Listing) as url:
-        yield url

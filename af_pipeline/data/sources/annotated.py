@@ -39,10 +39,6 @@ def list_coco(source: Source) -> Listed:
     where the first one was found. A listed file that is nowhere is listed all the same, at the
     first of these places. With ``images`` nothing is looked for, which on remote storage saves a
     request per image.
-
-    Raises:
-        SourceError: the file cannot be read, is no COCO file, lists no image, one twice or one
-            that `refusal` names (at once).
     """
     path, storage = source.uri, source.storage
     entries = read_json(path, storage).get("images")

@@ -1,4 +1,4 @@
-"""Images in folders and of patterns, local or remote, listed one by one.
+"""Single images, and those in folders and of patterns, local or remote, listed one by one.
 
 A listing never opens an image: a file that is missing or broken must become an error row of the
 job later, not stop the listing or be lost.
@@ -6,17 +6,41 @@ job later, not stop the listing or be lost.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 
-from af_pipeline.data.access import LOCAL, MissingSourceError, SourceError, Storage
+from af_pipeline.data.access import LOCAL, MissingSourceError, SourceError, Storage, reading_error
 from af_pipeline.data.listing import IMAGE_SUFFIXES, File, Listing, list_files
 from af_pipeline.data.manifest import Listed, SourceImage, local_version
-from af_pipeline.data.secrets import redact
+from af_pipeline.data.secrets import HTTP, redact
 from af_pipeline.data.sources.source import Source
 from af_pipeline.data.sources.table import SUFFIXES, read_tables
 from af_pipeline.data.sources.tar import SUFFIX, read_tars
-from af_pipeline.data.storage import exists
+from af_pipeline.data.storage import exists, filesystem, full_uri, protocol
+
+
+def is_image(source: Source) -> bool:
+    """Whether a source is one file with the suffix of an image."""
+    named = source.pattern is None and _name(source.uri).lower().endswith(IMAGE_SUFFIXES)
+    return named and not source.is_folder
+
+
+def list_image(source: Source) -> Listed:
+    """The image of a source that is one file or URL; its name is the image_id."""
+    source.refuse_images()
+    system, path = filesystem(source.uri, source.storage)
+    try:
+        system.info(path)
+    except Exception as error:
+        raise reading_error(source.uri, error) from None
+    uri = source.uri if protocol(source.uri) in HTTP else full_uri(system, path)
+    return iter([SourceImage(_name(source.uri), uri, local_version(uri))])
+
+
+def _name(uri: str) -> str:
+    place = uri if protocol(uri) not in HTTP else re.split(r"[?#]", uri)[0]  # else they are letters
+    return place.rpartition("/")[2]
 
 
 def is_pattern(source: Source) -> bool:
@@ -28,13 +52,7 @@ def is_pattern(source: Source) -> bool:
 
 
 def list_pattern(source: Source) -> Listed:
-    """List the images that a pattern means.
-
-    image_id is the path below the longest folder without wildcards.
-
-    Raises:
-        SourceError: as `list_directory`, or braces give one name twice.
-    """
+    """List the images that a pattern means; ids begin below its last plain folder."""
     source.refuse_images()
     return _images(source.listing(), source.uri)
 
@@ -68,16 +86,9 @@ def list_folder(source: Source) -> Listed:
 
 
 def list_directory(root: str, storage: Storage = LOCAL) -> Iterator[SourceImage]:
-    """List the images below a folder in the order of their ids.
+    """List the images below a folder as `list_files` does, in the order of their ids.
 
-    image_id is the path relative to root with ``/``. Suffixes are compared without case; names
-    that start with a dot are left out, with all that is below them. Links are followed, except
-    where one leads back to a folder it lies in. Memory holds the names of one folder per level,
-    on S3 a page of names.
-
-    Raises:
-        SourceError: root is missing or a file (at once), or holds no image, one name twice, or
-            cannot be listed (while iterating).
+    image_id is the path relative to root with ``/``. Suffixes are compared without case.
     """
     return _images(list_files(root, storage), root)
 

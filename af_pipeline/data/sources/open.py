@@ -18,7 +18,7 @@ KINDS = {
     "coco": ("annotated:is_coco", "annotated:list_coco"),
     "tar": ("tar:is_tar", "tar:list_tars"),
     "table": ("table:is_table", "table:list_table"),
-    "image": ("image:is_image", "image:list_image"),
+    "image": ("folder:is_image", "folder:list_image"),
     "pattern": ("folder:is_pattern", "folder:list_pattern"),
     "folder": ("folder:is_folder", "folder:list_folder"),
 }
@@ -35,11 +35,8 @@ def list_tables(
 
     Those of Parquet and CSV have the other columns of the file behind, typed as they are. What
     the URI may be: `POSSIBLE`; the arguments are those of `Source`. Ids are unique, except for
-    Parquet and CSV, where that is checked by `write_tables`.
-
-    Raises:
-        SourceError: nothing there, no image in it, or it cannot be listed; at once or while
-            iterating.
+    Parquet and CSV, where that is checked by `write_tables`. Errors come at once or while
+    iterating.
     """
     return image_tables(open_source(Source(uri, images, storage, id_column, uri_column)))
 

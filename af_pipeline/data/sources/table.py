@@ -57,11 +57,6 @@ def read_tables(files: Sequence[str], source: Source) -> Iterator[pa.Table]:
     Without a column of the default name ``image_id`` the URI itself is the id, without its query,
     which may be a signature. Relative URIs are below ``source.images``, else below the file's
     folder. Whether ids are unique is checked where the tables are written.
-
-    Raises:
-        SourceError: a file is missing or broken, lacks a column, has another schema than the
-            first, has a column named like one of the output, a row without id or URI or with one
-            that `refusal` names, or no file has a row.
     """
     schema: pa.Schema | None = None
     rows = 0

@@ -27,13 +27,8 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 # hold the headers of several small images.
 _READ_AHEAD, _READ_AHEAD_LOCAL = 1 << 18, 1 << 13
 _AT_ONCE = 32  # tars whose headers are read side by side: a remote one is all waiting
-_EXTENDED = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
+_EXTENDED = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+_EXTENDED |= {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
 _MAX_EXTENSION = 1 << 20  # bytes: a name has 4,096 at most, further attributes some 65,536
 _SPARSE = {"GNU.sparse.major", "GNU.sparse.size", "GNU.sparse.map"}
 _KEYWORDS = {"path", "size", "GNU.sparse.name"} | _SPARSE
@@ -53,18 +48,10 @@ def list_tars(source: Source) -> Listed:
 
 
 def read_tars(tars: Iterable[tuple[str, str]], storage: Storage = LOCAL) -> Iterator[SourceImage]:
-    """The images in tars, tar by tar, in their order within; image_id is ``NAME/MEMBER``.
+    """The images in tars, given by name and URI, in their order; image_id is ``NAME/MEMBER``.
 
     Only headers are read. Members of other suffixes are passed over, and so is what has a part
     of its path starting with a dot. Memory holds the members of a few tars.
-
-    Args:
-        tars: name, as it stands in ids, and URI of each.
-        storage: how the URIs are reached.
-
-    Raises:
-        SourceError: a tar is missing, compressed, broken or cut short, has two members of one
-            name or an image that is a link or sparse; or there is no image at all.
     """
     source = iter(tars)
     found = False
@@ -99,10 +86,7 @@ def list_tar(name: str, uri: str, storage: Storage = LOCAL) -> list[SourceImage]
 
 
 def _refuse_compressed(uri: str) -> None:
-    """Raise SourceError for the name of a compressed tar: its members have no place of their own.
-
-    Those that do not look so are found out when they are read.
-    """
+    """Raise for the name of a compressed tar; one that does not look so is told when it is read."""
     if uri.lower().endswith(COMPRESSED):
         raise _compressed(uri)
 
