@@ -18,10 +18,9 @@ from ray.exceptions import RayError
 
 from af_pipeline.core.budget import BudgetRule, Floor, gain_floor
 from af_pipeline.core.cascade import look
-from af_pipeline.core.chipping import next_chips
+from af_pipeline.core.chips import forward_pixels, next_chips
 from af_pipeline.core.plan import Plan, with_gain_floor
 from af_pipeline.core.schema import ImageRow
-from af_pipeline.core.views import forward_pixels
 from af_pipeline.indexing.estimate import sample_images
 from af_pipeline.indexing.lost_blocks import STOPPED, GraphError, reason_in
 from af_pipeline.indexing.pools import PoolPlan, stage_plan
