@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from af_pipeline.core.boxes import box_area, iou_matrix
 from af_pipeline.core.cascade import Prediction, resolve, stack, start_sized
+from af_pipeline.core.chips import Crop, Tile
 from af_pipeline.core.lanes import make_lanes
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.scales import Scale
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.core.stacking import StackRule
-from af_pipeline.core.views import Tile, View
 
 SIDES = (50, 100, 200, 400, 600, 1000, 2000)
 # Height, width, factor, lanes.
@@ -62,12 +62,12 @@ def lost(side: int, count: int, size: tuple[int, int], plan: Plan) -> float:
 def found(box: NDArray, size: tuple[int, int], plan: Plan) -> bool:
     """Whether the object ``box`` [1, 4] (original px) is among what an image of it gives."""
 
-    def answers(tiles: Sequence[Tile], views: Sequence[View], plan: Plan) -> list[Prediction]:
-        return [answer(tile, views[tile.view]) for tile in tiles]
+    def answers(tiles: Sequence[Tile], crops: Sequence[Crop], plan: Plan) -> list[Prediction]:
+        return [answer(tile, crops[tile.crop]) for tile in tiles]
 
-    def answer(tile: Tile, view: View) -> Prediction:
+    def answer(tile: Tile, crop: Crop) -> Prediction:
         x0, y0, x1, y1 = tile.rect
-        whole = box * np.array([*view.factors[::-1]] * 2) - np.array([x0, y0] * 2)
+        whole = box * np.array([*crop.factors[::-1]] * 2) - np.array([x0, y0] * 2)
         part = np.clip(whole, 0, np.array([x1 - x0, y1 - y0] * 2))
         seen = box_area(part) >= 0.25 * np.minimum(box_area(whole), (x1 - x0) * (y1 - y0))
         boxes = part[seen].astype(np.float32)

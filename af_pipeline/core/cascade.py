@@ -14,7 +14,17 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.core.chipping import candidates_of, make_chip, next_chips
+from af_pipeline.core.chips import (
+    Crop,
+    Cutter,
+    Tile,
+    candidates_of,
+    canvas_of,
+    crop_of,
+    make_chip,
+    next_chips,
+    tiles_of,
+)
 from af_pipeline.core.lanes import Lane, pack
 from af_pipeline.core.pixels import Pixels, as_pixels
 from af_pipeline.core.plan import Plan
@@ -23,7 +33,6 @@ from af_pipeline.core.scales import pyramid_pixels
 from af_pipeline.core.schema import Detections, ImageRow, Ledger, join_detections
 from af_pipeline.core.seams import any_of, cut_sides, join_parts, seen_further
 from af_pipeline.core.stacking import StackRule, border_keep, suppress
-from af_pipeline.core.views import Cutter, Tile, View, canvas_of, tiles_of, view_of
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class Prediction:
 # from several threads at once has an attribute ``spread``, used as `map` is on its batches.
 Predictor = Callable[[Sequence[NDArray[np.uint8]], Lane], Sequence[Prediction]]
 
-# Tiles, their views and the plan -> one prediction per tile, wherever it comes from.
-Answers = Callable[[Sequence[Tile], Sequence[View], Plan], Sequence[Prediction]]
+# Tiles, their crops and the plan -> one prediction per tile, wherever it comes from.
+Answers = Callable[[Sequence[Tile], Sequence[Crop], Plan], Sequence[Prediction]]
 
 
 def start_row(row: ImageRow, image: RGB | Pixels, plan: Plan) -> None:
@@ -83,8 +92,8 @@ def look(
     the candidates of the next scale join the rows; `advance` makes chips of these.
     """
 
-    def answers(tiles: Sequence[Tile], views: Sequence[View], plan: Plan) -> list[Prediction]:
-        return predict_tiles(tiles, views, plan, predict)
+    def answers(tiles: Sequence[Tile], crops: Sequence[Crop], plan: Plan) -> list[Prediction]:
+        return predict_tiles(tiles, crops, plan, predict)
 
     resolve(rows, scale, plan, answers, lanes)
 
@@ -98,29 +107,29 @@ def resolve(
 ) -> None:
     """`look` with predictions from anywhere: chips may have no pixels if ``answers`` needs none."""
     began = time.perf_counter()
-    views = [
-        view_of(number, index, row, plan)
+    crops = [
+        crop_of(number, index, row, plan)
         for number, row in enumerate(rows)
         for index, chip in enumerate(row.chips)
         if chip.scale == scale and not chip.looked and (lanes is None or chip.lane in lanes)
     ]
-    if not views:
+    if not crops:
         return
-    tiles = [tile for index, view in enumerate(views) for tile in tiles_of(index, view, plan.lanes)]
-    predictions = answers(tiles, views, plan)
-    total = sum(view.pixels for view in views)
+    tiles = [tile for index, crop in enumerate(crops) for tile in tiles_of(index, crop, plan.lanes)]
+    predictions = answers(tiles, crops, plan)
+    total = sum(crop.pixels for crop in crops)
     milliseconds = (time.perf_counter() - began) * 1000
-    found: list[list[tuple[Tile, Prediction]]] = [[] for _ in views]
+    found: list[list[tuple[Tile, Prediction]]] = [[] for _ in crops]
     for tile, prediction in zip(tiles, predictions, strict=True):
-        found[tile.view].append((tile, prediction))
-    for view, answer in zip(views, found, strict=True):
-        row = rows[view.row]
-        _collect(row, view, answer, scale, plan)
-        row.ledger.forward_ms += milliseconds * view.pixels / total
-        row.chips[view.index] = replace(view.chip, looked=True)
+        found[tile.crop].append((tile, prediction))
+    for crop, answer in zip(crops, found, strict=True):
+        row = rows[crop.row]
+        _collect(row, crop, answer, scale, plan)
+        row.ledger.forward_ms += milliseconds * crop.pixels / total
+        row.chips[crop.index] = replace(crop.chip, looked=True)
         if scale + 1 < len(plan.scales):
             maps = [(tile, prediction.focus) for tile, prediction in answer]
-            row.candidates = row.candidates + candidates_of(row, view, maps, scale, plan)
+            row.candidates = row.candidates + candidates_of(row, crop, maps, scale, plan)
 
 
 def advance(rows: Sequence[ImageRow], scale: int, plan: Plan) -> None:
@@ -180,7 +189,7 @@ def stack(row: ImageRow, rule: StackRule) -> None:
 
 
 def predict_tiles(
-    tiles: Sequence[Tile], views: Sequence[View], plan: Plan, predict: Predictor
+    tiles: Sequence[Tile], crops: Sequence[Crop], plan: Plan, predict: Predictor
 ) -> list[Prediction]:
     """Predictions of all tiles, in batches of one shape.
 
@@ -189,7 +198,7 @@ def predict_tiles(
     its batch, and a row must depend neither on which images came along nor on who takes which lane.
     """
     canvases = [canvas_of(tile, plan) for tile in tiles]
-    chips = [(views[tile.view].row, views[tile.view].chip.lane) for tile in tiles]
+    chips = [(crops[tile.crop].row, crops[tile.crop].chip.lane) for tile in tiles]
     keys = [
         canvas if plan.pad else (*chip, *canvas)
         for chip, canvas in zip(chips, canvases, strict=True)
@@ -198,11 +207,11 @@ def predict_tiles(
     batches = pack(keys, pixels, plan.batch_pixels)
     # The longest first, so that threads end at about the same time.
     batches.sort(key=lambda batch: -pixels[batch[0]] * len(batch))
-    cutter = Cutter(views)
+    cutter = Cutter(crops)
 
     def answer(batch: NDArray[np.int64]) -> Sequence[Prediction]:
-        crops = [cutter.cut(tiles[i]) for i in batch]
-        return predict(crops, plan.lanes[tiles[batch[0]].lane])
+        images = [cutter.cut(tiles[i]) for i in batch]
+        return predict(images, plan.lanes[tiles[batch[0]].lane])
 
     spread = getattr(predict, "spread", map)
     predictions = dict(
@@ -213,14 +222,14 @@ def predict_tiles(
 
 def _collect(
     row: ImageRow,
-    view: View,
+    crop: Crop,
     answer: Sequence[tuple[Tile, Prediction]],
     scale: int,
     plan: Plan,
 ) -> None:
     """Take one chip's detections into its row, and its account."""
     ledger = row.ledger
-    found, parts = _seen_in_tiles(row, view, answer, plan)
+    found, parts = _seen_in_tiles(row, crop, answer, plan)
     cut = parts.cuts.any(1)
     if cut.any():
         found, cut = _joined(found, parts, ledger)
@@ -251,18 +260,18 @@ class _Parts:
 
 
 def _seen_in_tiles(
-    row: ImageRow, view: View, answer: Sequence[tuple[Tile, Prediction]], plan: Plan
+    row: ImageRow, crop: Crop, answer: Sequence[tuple[Tile, Prediction]], plan: Plan
 ) -> tuple[Detections, _Parts]:
     """Detections of all tiles of a chip, original px, without those that are not needed.
 
     What leaves the chip is kept only where a seam cuts it too: its other parts must not stay.
     """
-    size = (view.height, view.width)
-    x0, y0, x1, y1 = view.chip.box
+    size = (crop.height, crop.width)
+    x0, y0, x1, y1 = crop.chip.box
     inner = (x0 > 0, y0 > 0, x1 < row.width, y1 < row.height)
     rects = [tile.rect for tile, _ in answer]
     starts = [sorted({rect[axis] for rect in rects}) for axis in (0, 1)]
-    factors, corner = np.array([*view.factors[::-1]] * 2), np.array([x0, y0] * 2)
+    factors, corner = np.array([*crop.factors[::-1]] * 2), np.array([x0, y0] * 2)
     found, parts = [], []
     for tile, prediction in answer:
         boxes = prediction.boxes + np.array(tile.rect[:2] * 2)
@@ -277,7 +286,7 @@ def _seen_in_tiles(
                 (boxes[keep] / factors + corner).astype(np.float32),
                 prediction.scores[keep],
                 prediction.labels[keep],
-                np.full(count, view.chip.scale, np.int8),
+                np.full(count, crop.chip.scale, np.int8),
             )
         )
         cell = [starts[axis].index(tile.rect[axis]) for axis in (0, 1)]

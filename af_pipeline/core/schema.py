@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -50,32 +50,37 @@ CANDIDATE = pa.struct(
     ]
 )
 
-# Detections of an image that were dropped: cut by an edge and seen whole elsewhere or in no valid
-# place; outside their scale's valid range; below the lowest score; suppressed by a better one;
-# beyond the number that one forward answers with; beyond the number kept of an image.
-DROPPED = (
-    "dropped_border",
-    "dropped_range",
-    "dropped_score",
-    "dropped_nms",
-    "dropped_forward",
-    "dropped_image",
-)
-# Parts of objects that were joined across the seams between tiles, and detections that a seam still
-# cuts.
+PixelsPerScale = Annotated[list[int], pa.large_list(pa.int64())]  # network px
+ChipsPerScale = Annotated[list[int], pa.large_list(pa.int32())]
+Count = Annotated[int, pa.int64()]
+Milliseconds = Annotated[float, pa.float32()]
+
+
+@dataclass
+class Ledger:
+    """What an image cost and what was dropped; `LEDGER` has these fields in this order."""
+
+    pixels: PixelsPerScale = field(default_factory=list)  # forwarded
+    padded: PixelsPerScale = field(default_factory=list)  # padding
+    chips: ChipsPerScale = field(default_factory=list)  # forwarded
+    refused: ChipsPerScale = field(default_factory=list)  # left out by the budget
+    pixels_pyramid: Count = 0  # network px of every scale whole
+    dropped_border: Count = 0  # cut by an edge, and seen whole elsewhere or in no valid place
+    dropped_range: Count = 0  # outside their scale's valid range
+    dropped_score: Count = 0  # below the lowest score
+    dropped_nms: Count = 0  # suppressed by a better one
+    dropped_forward: Count = 0  # beyond the number that one forward answers with
+    dropped_image: Count = 0  # beyond the number kept of an image
+    joined_seam: Count = 0  # parts of objects joined across the seams between tiles
+    cut_seam: Count = 0  # detections that a seam still cuts
+    decode_ms: Milliseconds = 0.0
+    forward_ms: Milliseconds = 0.0
+
+
+_KINDS = get_type_hints(Ledger, include_extras=True)
+LEDGER = pa.struct([pa.field(name, kind.__metadata__[0]) for name, kind in _KINDS.items()])
+DROPPED = tuple(name for name in _KINDS if name.startswith("dropped_"))
 COUNTERS = (*DROPPED, "joined_seam", "cut_seam")
-LEDGER = pa.struct(
-    [
-        pa.field("pixels", pa.large_list(pa.int64())),  # network px forwarded, per scale
-        pa.field("padded", pa.large_list(pa.int64())),  # network px of padding, per scale
-        pa.field("chips", pa.large_list(pa.int32())),  # chips forwarded, per scale
-        pa.field("refused", pa.large_list(pa.int32())),  # chips the budget left out, per scale
-        pa.field("pixels_pyramid", pa.int64()),  # network px of every scale whole
-        *[pa.field(name, pa.int64()) for name in COUNTERS],
-        pa.field("decode_ms", pa.float32()),
-        pa.field("forward_ms", pa.float32()),
-    ]
-)
 
 
 def _row_schema(chip: pa.DataType, *more: pa.Field) -> pa.Schema:
@@ -200,27 +205,6 @@ class Candidate:
     focus: float
     gain: float
     parent: int
-
-
-@dataclass
-class Ledger:
-    """What an image cost and what was dropped; fields as in `LEDGER`."""
-
-    pixels: list[int] = field(default_factory=list)
-    padded: list[int] = field(default_factory=list)
-    chips: list[int] = field(default_factory=list)
-    refused: list[int] = field(default_factory=list)
-    pixels_pyramid: int = 0
-    dropped_border: int = 0
-    dropped_range: int = 0
-    dropped_score: int = 0
-    dropped_nms: int = 0
-    dropped_forward: int = 0
-    dropped_image: int = 0
-    joined_seam: int = 0
-    cut_seam: int = 0
-    decode_ms: float = 0.0
-    forward_ms: float = 0.0
 
 
 @dataclass

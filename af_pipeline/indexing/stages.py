@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 
 from af_pipeline.core.budget import BudgetRule
 from af_pipeline.core.cascade import Predictor, advance, look, pending_pixels, stack, start_row
-from af_pipeline.core.chipping import next_chips
+from af_pipeline.core.chips import forward_pixels, next_chips
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.schema import ImageRow, rows_to_table, table_to_rows
-from af_pipeline.core.views import forward_pixels
 from af_pipeline.data.access import LOCAL, SourceError, Storage
 from af_pipeline.data.secrets import redact_text
 from af_pipeline.data.storage import read_bytes

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from af_pipeline.core.boxes import box_area, intersection_area
-from af_pipeline.core.chipping import step_price
+from af_pipeline.core.chips import step_price
 from af_pipeline.core.focus import STRIDE, ChipRule, FocusRule, chips_from_map, focus_labels
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.scales import scaled_size

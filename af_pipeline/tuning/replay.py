@@ -27,12 +27,11 @@ from af_pipeline.core.cascade import (
     start_row,
     start_sized,
 )
-from af_pipeline.core.chipping import focus_map
+from af_pipeline.core.chips import Crop, Tile, canvas_of, focus_map
 from af_pipeline.core.focus import STRIDE
 from af_pipeline.core.plan import Plan, unfocused
 from af_pipeline.core.scales import OPEN
 from af_pipeline.core.schema import Detections, ImageRow, no_detections
-from af_pipeline.core.views import Tile, View, canvas_of
 
 VISIBLE = 0.25  # share of an object, or of a tile by it, from which it is seen there
 
@@ -65,10 +64,10 @@ def record_image(image_id: str, image: NDArray[np.uint8], plan: Plan, predict: P
     start_row(row, image, whole)
     maps: list[NDArray[np.float32]] = []
 
-    def answers(tiles: Sequence[Tile], views: Sequence[View], plan: Plan) -> list[Prediction]:
-        found = predict_tiles(tiles, views, plan, predict)
+    def answers(tiles: Sequence[Tile], crops: Sequence[Crop], plan: Plan) -> list[Prediction]:
+        found = predict_tiles(tiles, crops, plan, predict)
         pairs = zip(tiles, found, strict=True)
-        maps.append(focus_map(views[0], [(tile, one.focus) for tile, one in pairs]))
+        maps.append(focus_map(crops[0], [(tile, one.focus) for tile, one in pairs]))
         return found
 
     for scale in range(len(whole.scales)):
@@ -89,10 +88,10 @@ def cascade_of(record: Record, plan: Plan, maps: Sequence[NDArray[np.float32]]) 
     for scale in range(len(plan.scales)):
 
         def answers(
-            tiles: Sequence[Tile], views: Sequence[View], plan: Plan, scale: int = scale
+            tiles: Sequence[Tile], crops: Sequence[Crop], plan: Plan, scale: int = scale
         ) -> list[Prediction]:
             own = record.found.select(record.found.scales == scale)
-            return [_answer(tile, views[tile.view], own, maps[scale], plan) for tile in tiles]
+            return [_answer(tile, crops[tile.crop], own, maps[scale], plan) for tile in tiles]
 
         resolve([row], scale, plan, answers)
         advance([row], scale, plan)
@@ -101,7 +100,7 @@ def cascade_of(record: Record, plan: Plan, maps: Sequence[NDArray[np.float32]]) 
 
 
 def _answer(
-    tile: Tile, view: View, found: Detections, focus: NDArray[np.float32], plan: Plan
+    tile: Tile, crop: Crop, found: Detections, focus: NDArray[np.float32], plan: Plan
 ) -> Prediction:
     """What was recorded in a tile, in its network px; boxes are cut to it.
 
@@ -109,8 +108,8 @@ def _answer(
     tile.
     """
     x0, y0, x1, y1 = tile.rect
-    factors = np.array([view.factors[1], view.factors[0]])
-    corner = np.array(view.chip.box[:2]) + np.array([x0, y0]) / factors
+    factors = np.array([crop.factors[1], crop.factors[0]])
+    corner = np.array(crop.chip.box[:2]) + np.array([x0, y0]) / factors
     boxes = (found.boxes - np.tile(corner, 2)) * np.tile(factors, 2)
     size = np.array([x1 - x0, y1 - y0])
     parts = np.clip(boxes, 0, np.tile(size, 2))

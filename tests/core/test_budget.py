@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from af_pipeline.core.budget import BudgetRule, allowance, gain_floor, take_chips
+from af_pipeline.core.chips import forward_pixels
 from af_pipeline.core.focus import ChipRule
 from af_pipeline.core.lanes import make_lanes
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.scales import Scale
 from af_pipeline.core.schema import ImageRow, rows_to_table
-from af_pipeline.core.views import forward_pixels
 from af_pipeline.output.tables import images_table
 from tests.helpers.fakes import GradedPredictor, glow, make_plan, run_cascade
 

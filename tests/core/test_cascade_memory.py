@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from af_pipeline.core import views
+from af_pipeline.core import chips
 from af_pipeline.core.cascade import Prediction, advance, look, start_row
 from af_pipeline.core.focus import STRIDE
 from af_pipeline.core.lanes import Lane, make_lanes
@@ -101,7 +101,7 @@ def test_tile_by_tile_finds_the_same(seed: int, count: int, mode: str) -> None:
     whole, tiled = FakePredictor(), FakePredictor()
     (wanted,) = run_cascade([image], plan, whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(views, "HELD_PIXELS", 1)
+        patch.setattr(chips, "HELD_PIXELS", 1)
         (found,) = run_cascade([image], plan, tiled)
     assert plain(found) == plain(wanted)
     assert tiled.batches == whole.batches
@@ -112,7 +112,7 @@ def test_tile_by_tile_finds_the_same(seed: int, count: int, mode: str) -> None:
 def test_a_huge_chip_is_never_resized_whole(
     side: int, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views, "HELD_PIXELS", 1_000_000)
+    monkeypatch.setattr(chips, "HELD_PIXELS", 1_000_000)
     image = np.zeros((side, side, 3), np.uint8)
     plan = make_plan(scales=(Scale(factor),), rules=(), lanes=make_lanes((256,)), overlap=64)
     row = ImageRow("0", "")
@@ -121,33 +121,33 @@ def test_a_huge_chip_is_never_resized_whole(
     assert peak_of(lambda: look([row], 0, plan, silent)) < 7
 
 
-def seen_by_tiles(row: ImageRow) -> list[views.View]:
+def seen_by_tiles(row: ImageRow) -> list[chips.Crop]:
     plan = make_plan(scales=(Scale(2.0),), rules=(), lanes=make_lanes((128, 256)), overlap=32)
-    return [views.view_of(0, index, row, plan) for index in range(len(row.chips))]
+    return [chips.crop_of(0, index, row, plan) for index in range(len(row.chips))]
 
 
 def test_resized_chips_are_held_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "HELD_PIXELS", 200_000)
+    monkeypatch.setattr(chips, "HELD_PIXELS", 200_000)
     rng = np.random.default_rng(0)
     row = ImageRow("0", "", 600, 600)
     row.chips = [
         Chip(0, -1, (0, 0, 150, 130), 1.0, 0.0, ArrayPixels(noise(rng, 130, 150))) for _ in range(6)
     ]
     seen = seen_by_tiles(row)
-    cutter = views.Cutter(seen)
+    cutter = chips.Cutter(seen)
     lanes = make_lanes((128, 256))
-    tiles = [t for i, view in enumerate(seen) for t in views.tiles_of(i, view, lanes)]
+    tiles = [t for i, crop in enumerate(seen) for t in chips.tiles_of(i, crop, lanes)]
     assert len(tiles) > 12
     for number in rng.permutation(np.repeat(np.arange(len(tiles)), 2)):
         tile = tiles[number]
         x0, y0, x1, y1 = tile.rect
-        whole = row.chips[tile.view].pixels.read(260, 300)
+        whole = row.chips[tile.crop].pixels.read(260, 300)
         np.testing.assert_array_equal(cutter.cut(tile), whole[y0:y1, x0:x1])
         assert sum(image.shape[0] * image.shape[1] for image in cutter.held.values()) <= 200_000
 
 
 def test_threads_cut_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "HELD_PIXELS", 100_000)  # one view: each thread wants another
+    monkeypatch.setattr(chips, "HELD_PIXELS", 100_000)  # one crop: each thread wants another
     rng = np.random.default_rng(0)
     row = ImageRow("0", "", 600, 600)
     row.chips = [
@@ -155,9 +155,9 @@ def test_threads_cut_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     seen = seen_by_tiles(row)
     lanes = make_lanes((128, 256))
-    tiles = [t for i, view in enumerate(seen) for t in views.tiles_of(i, view, lanes)]
+    tiles = [t for i, crop in enumerate(seen) for t in chips.tiles_of(i, crop, lanes)]
     tiles = [tiles[number] for number in rng.permutation(np.repeat(np.arange(len(tiles)), 20))]
-    one, many = views.Cutter(seen), views.Cutter(seen)
+    one, many = chips.Cutter(seen), chips.Cutter(seen)
     with ThreadPoolExecutor(8) as pool:
         for tile, image in zip(tiles, pool.map(many.cut, tiles), strict=True):
             np.testing.assert_array_equal(image, one.cut(tile))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from af_pipeline.core.cascade import advance, look, pending_pixels, stack, start_row
-from af_pipeline.core.chipping import make_chip
+from af_pipeline.core.chips import make_chip
 from af_pipeline.core.lanes import make_lanes, split_axis
 from af_pipeline.core.pixels import ArrayPixels
 from af_pipeline.core.plan import TileRule

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from af_pipeline.core.budget import BudgetRule
 from af_pipeline.core.cascade import advance, look, start_row
-from af_pipeline.core.chipping import network_size, next_chips, step_price
+from af_pipeline.core.chips import forward_pixels, network_size, next_chips, step_price
 from af_pipeline.core.focus import STRIDE, ChipRule, chips_from_map, component_rects, focus_cells
 from af_pipeline.core.lanes import canvas_sides, lane_of, make_lanes
 from af_pipeline.core.pixels import ArrayPixels
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.scales import Scale
 from af_pipeline.core.schema import Candidate, Chip, ImageRow, rows_to_table
-from af_pipeline.core.views import forward_pixels
 from tests.helpers.fakes import GradedPredictor, TouchyPredictor, glow, make_plan, run_cascade
 
 SEEDS = st.integers(0, 10**6)

@@ -1,4 +1,4 @@
-"""From what was seen at one scale to the chips of the next: candidates, merging, cutting.
+"""Chips: as the detector sees them (crops, tiles), and those of the next scale cut from them.
 
 Source: AutoFocus (ICCV 2019) Algorithm 1, per chip. The rest is ours: merging across the chips of
 an image, prices of whole forwards, chips that fill their lane, the budget.
@@ -7,7 +7,8 @@ an image, prices of whole forwards, chips that fill their lane, the budget.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,119 @@ from af_pipeline.core.focus import (
     merge_rects,
     project_chips,
 )
-from af_pipeline.core.lanes import canvas_sides, lane_of
+from af_pipeline.core.lanes import TILE_STEP, Lane, canvas_sides, lane_of, tile_rects
 from af_pipeline.core.pixels import Pixels
-from af_pipeline.core.plan import Plan
+from af_pipeline.core.plan import Plan, TileRule
 from af_pipeline.core.scales import scaled_size
 from af_pipeline.core.schema import Candidate, Chip, ImageRow
-from af_pipeline.core.views import Box, Tile, View, forward_pixels
+
+# Network px of resized chips held at once, about 200 MB; the tiles of a larger chip are resized
+# one by one.
+HELD_PIXELS = 64_000_000
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A chip and its size at network input; factors (y, x) are network px per original px;
+    ``row``: its row's number, ``index``: the chip's among those of its row; ``tiling``: how it is
+    cut where it is too large for one forward."""
+
+    row: int
+    index: int
+    chip: Chip
+    height: int
+    width: int
+    factors: tuple[float, float]
+    tiling: TileRule
+
+    @property
+    def pixels(self) -> int:
+        """Area in network px."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The part of a crop that one forward sees: rect x0, y0, x1, y1 network px of the crop."""
+
+    crop: int
+    rect: Box
+    lane: int
+
+
+def crop_of(number: int, index: int, row: ImageRow, plan: Plan) -> Crop:
+    """The crop of chip ``index`` of ``row``, which is the ``number``th."""
+    chip = row.chips[index]
+    x0, y0, x1, y1 = chip.box
+    native_h, native_w = y1 - y0, x1 - x0
+    factor = plan.scales[chip.scale].factor_for(row.height, row.width)
+    height, width = scaled_size(native_h, native_w, factor)
+    factors = (height / native_h, width / native_w)
+    return Crop(number, index, chip, height, width, factors, plan.tiling(chip.scale, factor))
+
+
+def tiles_of(index: int, crop: Crop, lanes: Sequence[Lane]) -> list[Tile]:
+    """What is forwarded of a crop: all of it where one tile holds it, else overlapping tiles."""
+    rects = tile_rects(crop.height, crop.width, crop.tiling.side, crop.tiling.overlap)
+    return [
+        Tile(index, (x0, y0, x1, y1), lane_of(y1 - y0, x1 - x0, lanes))
+        for x0, y0, x1, y1 in rects.tolist()
+    ]
+
+
+def canvas_of(tile: Tile, plan: Plan) -> tuple[int, int]:
+    """Height and width of the network input that a forward of ``tile`` takes."""
+    if plan.pad:
+        return plan.lanes[tile.lane].height, plan.lanes[tile.lane].width
+    x0, y0, x1, y1 = tile.rect
+    return -(-(y1 - y0) // TILE_STEP) * TILE_STEP, -(-(x1 - x0) // TILE_STEP) * TILE_STEP
+
+
+def forward_pixels(row: ImageRow, scale: int, box: Box, plan: Plan) -> int:
+    """Network px that a chip ``box`` (original px) takes at ``scale``, padding included."""
+    chip = Chip(scale, -1, box, 0.0)
+    crop = crop_of(0, 0, replace(row, chips=[chip]), plan)
+    canvases = (canvas_of(tile, plan) for tile in tiles_of(0, crop, plan.lanes))
+    return sum(rows * columns for rows, columns in canvases)
+
+
+class Cutter:
+    """Cuts tiles out of crops; holds `HELD_PIXELS` of resized ones at most, the latest.
+
+    Several threads may cut at once.
+    """
+
+    def __init__(self, crops: Sequence[Crop]) -> None:
+        self.crops = crops
+        self.held: dict[int, NDArray[np.uint8]] = {}
+        self.lock = Lock()
+
+    def cut(self, tile: Tile) -> NDArray[np.uint8]:
+        """The network input of one tile."""
+        crop = self.crops[tile.crop]
+        assert crop.chip.pixels is not None
+        if tile.rect == (0, 0, crop.width, crop.height):
+            return crop.chip.pixels.read(crop.height, crop.width)
+        if crop.pixels > HELD_PIXELS:
+            return crop.chip.pixels.read(crop.height, crop.width, tile.rect)
+        x0, y0, x1, y1 = tile.rect
+        with self.lock:
+            return self._whole(tile.crop)[y0:y1, x0:x1]
+
+    def _whole(self, index: int) -> NDArray[np.uint8]:
+        if index not in self.held:
+            crop = self.crops[index]
+            held = sum(self.crops[other].pixels for other in self.held)
+            while self.held and held + crop.pixels > HELD_PIXELS:
+                oldest = next(iter(self.held))
+                held -= self.crops[oldest].pixels
+                del self.held[oldest]
+            assert crop.chip.pixels is not None
+            self.held[index] = crop.chip.pixels.read(crop.height, crop.width)
+        return self.held[index]
+
 
 TileMap = tuple[Tile, NDArray[np.float32]]  # a tile and the focus map of its forward
 
@@ -53,25 +161,25 @@ def network_size(row: ImageRow, scale: int, box: Box, plan: Plan) -> tuple[int, 
 
 
 def candidates_of(
-    row: ImageRow, view: View, maps: Sequence[TileMap], scale: int, plan: Plan
+    row: ImageRow, crop: Crop, maps: Sequence[TileMap], scale: int, plan: Plan
 ) -> list[Candidate]:
     """Chips of the next scale in one chip, original px, with their focus and gain."""
     rule = plan.rules[scale]
     if rule is None:
-        return [Candidate(view.chip.box, 1.0, 0.0, view.index)]
-    focus = focus_map(view, maps)
+        return [Candidate(crop.chip.box, 1.0, 0.0, crop.index)]
+    focus = focus_map(crop, maps)
     price = step_price(row, scale, plan)
-    rects, mean, gain = chips_from_map(focus, rule, (view.height, view.width), price)
-    rects = project_chips(rects, view.chip.box, view.factors)
+    rects, mean, gain = chips_from_map(focus, rule, (crop.height, crop.width), price)
+    rects = project_chips(rects, crop.chip.box, crop.factors)
     return [
-        Candidate(_box(rect), float(mean[i]), float(gain[i]), view.index)
+        Candidate(_box(rect), float(mean[i]), float(gain[i]), crop.index)
         for i, rect in enumerate(rects)
     ]
 
 
-def focus_map(view: View, maps: Sequence[TileMap]) -> NDArray[np.float32]:
+def focus_map(crop: Crop, maps: Sequence[TileMap]) -> NDArray[np.float32]:
     """The focus map of a chip, put together from its tiles: the higher where they overlap."""
-    height, width = view.height, view.width
+    height, width = crop.height, crop.width
     focus = np.zeros((-(-height // STRIDE), -(-width // STRIDE)), np.float32)
     for tile, own in maps:
         x0, y0, x1, y1 = tile.rect
@@ -84,9 +192,8 @@ def focus_map(view: View, maps: Sequence[TileMap]) -> NDArray[np.float32]:
 
 def step_price(row: ImageRow, scale: int, plan: Plan) -> Price:
     """What a chip cut from a map of ``scale`` costs at the next scale, by px of the map's scale."""
-    factors = [plan.scales[s].factor_for(row.height, row.width) for s in (scale, scale + 1)]
-    ratio = factors[1] / factors[0]
-    tiles = plan.tiling(scale + 1, factors[1])
+    own, finer = (plan.scales[s].factor_for(row.height, row.width) for s in (scale, scale + 1))
+    ratio, tiles = finer / own, plan.tiling(scale + 1, finer)
 
     def side(length: NDArray) -> NDArray:
         lengths = np.ceil(length * ratio - 1e-6)
@@ -115,10 +222,12 @@ def next_chips(row: ImageRow, scale: int, plan: Plan) -> list[Candidate]:
         if plan.fill:
             found = [_filled(row, one, parents, scale + 1, plan) for one in found]
         found = _affordable(row, _distinct(found), scale + 1, plan)
-    # Crops that overlap may be more than what they are cut from, and then stay views of it.
+    # Crops that overlap may be more than what they are cut from, and then share its memory.
     keep = _area(found) >= _area(list(parents.values()))
     for one in found:
-        pixels = _cut(one.box, parents[one.parent], keep)
+        parent = parents[one.parent]
+        x0, y0, x1, y1 = (a - b for a, b in zip(one.box, parent.box[:2] * 2, strict=True))
+        pixels = None if parent.pixels is None else parent.pixels.part((x0, y0, x1, y1), keep)
         row.chips.append(make_chip(row, scale + 1, one.box, one, pixels, plan))
     return found
 
@@ -148,7 +257,6 @@ def _merged(
     own, finer = (plan.scales[s].factor_for(row.height, row.width) for s in (scale, scale + 1))
     members = np.array([one.box for one in found], np.int64)
     holders = np.array([parent.box for parent in parents.values()], np.int64)
-
     tiles = plan.tiling(scale + 1, finer)
 
     def side(length: NDArray) -> NDArray:
@@ -212,11 +320,3 @@ def _box(rect: NDArray) -> Box:
 
 def _area(boxed: Sequence[Candidate] | Sequence[Chip]) -> int:
     return sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (one.box for one in boxed))
-
-
-def _cut(box: Box, parent: Chip, keep: bool) -> Pixels | None:
-    """The pixels of ``box`` out of its parent, None without any."""
-    if parent.pixels is None:
-        return None
-    (x0, y0, x1, y1), (left, top) = box, parent.box[:2]
-    return parent.pixels.part((x0 - left, y0 - top, x1 - left, y1 - top), keep)
