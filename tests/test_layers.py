@@ -22,7 +22,7 @@ FLOORS = (
     ("data",),
     ("sniper",),
     ("settings",),
-    ("suggest", "output", "models"),
+    ("output", "models"),
     ("evaluation", "reporting"),
     ("exports", "indexing", "inference"),
     ("tuning", "training"),

@@ -15,6 +15,7 @@ from af_pipeline.data.annotations.dataset import (
     first_of,
 )
 from af_pipeline.data.annotations.load import load_annotations
+from af_pipeline.settings.suggest.text import suggest_for
 from af_pipeline.settings.train import DataConfig, TrainConfig
 from af_pipeline.sniper.chips import ChipMaking
 from af_pipeline.sniper.images import (
@@ -25,7 +26,6 @@ from af_pipeline.sniper.images import (
     load_proposals,
 )
 from af_pipeline.sniper.stream import ChipStream, class_repeats
-from af_pipeline.suggest.text import suggest_for
 
 DECODED_PX = 1_000_000_000  # a check decodes so many: 3 to 9 s of one core
 

@@ -13,11 +13,17 @@ from af_pipeline.config import load_config
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
 from af_pipeline.data.annotations.parquet import write_table
 from af_pipeline.settings.index import IndexConfig
+from af_pipeline.settings.suggest.anchors import Anchors
+from af_pipeline.settings.suggest.statistics import dataset_statistics
+from af_pipeline.settings.suggest.suggest import suggest
+from af_pipeline.settings.suggest.text import (
+    OCTAVES,
+    index_block,
+    report_text,
+    suggest_for,
+    yaml_block,
+)
 from af_pipeline.settings.train import TrainConfig
-from af_pipeline.suggest.anchors import Anchors
-from af_pipeline.suggest.statistics import dataset_statistics
-from af_pipeline.suggest.suggest import suggest
-from af_pipeline.suggest.text import OCTAVES, index_block, report_text, suggest_for, yaml_block
 
 
 def dataset(sides: list[float], size: int = 2000, names: int = 1) -> AnnotatedDataset:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from af_pipeline.core.boxes import box_side
 from af_pipeline.core.text_table import align
 from af_pipeline.data.annotations.dataset import AnnotatedDataset
+from af_pipeline.settings.suggest.anchors import Anchors
+from af_pipeline.settings.suggest.statistics import QUANTILES, DatasetStatistics, dataset_statistics
+from af_pipeline.settings.suggest.suggest import CHIP_RULE, ScaleUse, Suggestion, suggest
 from af_pipeline.settings.train import ModelConfig
-from af_pipeline.suggest.anchors import Anchors
-from af_pipeline.suggest.statistics import QUANTILES, DatasetStatistics, dataset_statistics
-from af_pipeline.suggest.suggest import CHIP_RULE, ScaleUse, Suggestion, suggest
 
 OCTAVES = tuple(2**k for k in range(1, 11))  # px: below 4, 4 to 8, ..., 1024 and more
 _BAR = 40

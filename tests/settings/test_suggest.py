@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
-from af_pipeline.suggest.anchors import Anchors, anchor_recall, make_anchors
-from af_pipeline.suggest.statistics import DatasetStatistics, dataset_statistics
-from af_pipeline.suggest.suggest import Suggestion, suggest
+from af_pipeline.settings.suggest.anchors import Anchors, anchor_recall, make_anchors
+from af_pipeline.settings.suggest.statistics import DatasetStatistics, dataset_statistics
+from af_pipeline.settings.suggest.suggest import Suggestion, suggest
 from tests.helpers.realdata import real_data
 from tests.helpers.truth import load
 

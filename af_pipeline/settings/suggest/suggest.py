@@ -28,9 +28,14 @@ from af_pipeline.core.focus import (
     focus_labels,
 )
 from af_pipeline.core.scales import Scale
+from af_pipeline.settings.suggest.anchors import Anchors, anchor_recall, make_anchors, neat
+from af_pipeline.settings.suggest.statistics import (
+    IMAGES_LOOKED_AT,
+    QUANTILES,
+    DatasetStatistics,
+    evenly,
+)
 from af_pipeline.sniper.chips import MIN_SIDE
-from af_pipeline.suggest.anchors import Anchors, anchor_recall, make_anchors, neat
-from af_pipeline.suggest.statistics import IMAGES_LOOKED_AT, QUANTILES, DatasetStatistics, evenly
 
 FACTOR_CAP = 4.0  # enlarging further adds pixels, no detail
 MAX_SCALES = 4
