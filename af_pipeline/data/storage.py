@@ -14,7 +14,8 @@ import posixpath
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -37,6 +38,7 @@ from af_pipeline.data.secrets import HTTP, S3, local_path, redact
 
 _LONGEST_PAUSE_S = 20.0
 
+PARTIAL = ".partial"  # what a local file is called while it is written
 _RANGE = re.compile(r"(.+)#offset=(\d{1,18})&size=(\d{1,18})", re.DOTALL)
 
 
@@ -196,23 +198,16 @@ def _passes(error: Exception) -> bool:
 # Writing and JSON
 
 
-def put(uri: str, data: bytes, storage: Storage = LOCAL) -> None:
-    """Write a file that is whole whenever it is seen; a local one aside, and renamed then.
-
-    Folders above it are made.
-    """
-    system, path = filesystem(uri, storage)
-    if not is_local(system):
-        system.pipe_file(path, data)
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A local path to write to, which then takes the place of ``path``: whole or not there."""
+    partial = Path(f"{path}{PARTIAL}")
     try:
-        partial.write_bytes(data)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # it takes room where there may be none
+        raise
 
 
 def read_json(path: str, storage: Storage = LOCAL) -> dict[str, Any]:

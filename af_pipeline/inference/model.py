@@ -10,35 +10,33 @@ from typing import Any, overload
 import numpy as np
 
 from af_pipeline.config import ConfigError, config_from, load_config
-from af_pipeline.core.cascade import Predictor, run_block
-from af_pipeline.core.plan import Plan
+from af_pipeline.core.cascade import run_block
 from af_pipeline.core.resize import RGB, check_rgb
 from af_pipeline.core.schema import ImageRow
+from af_pipeline.data.secrets import redact
 from af_pipeline.data.storage import read_bytes
 from af_pipeline.images.decode import decode_image
 from af_pipeline.inference.result import Result
 from af_pipeline.models.info import load_info
-from af_pipeline.models.predictor import load_predictor
+from af_pipeline.models.predictor import TorchPredictor, load_predictor
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 
 Source = str | Path | RGB
-BLOCK = 4  # images looked at together, so that their chips share threads; as the job's default
 
 
 class Model:
     """What `af_pipeline.load` returns: ``config``, ``class_names`` and `detect`."""
 
-    def __init__(self, config: IndexConfig, plan: Plan, predict: Predictor, names: Sequence[str]):
-        self.config, self.plan, self.predict = config, plan, predict
-        self.class_names = tuple(names)
+    def __init__(self, config: IndexConfig, predict: TorchPredictor) -> None:
+        self.config, self.plan, self.predict = config, build_plan(config), predict
+        self.class_names = predict.class_names
 
     @classmethod
     def load(cls, source: str | Path, mode: str | None = None, **settings: Any) -> Model:
         """As `af_pipeline.load`."""
         config = _config_of(str(source), {"mode": mode, **settings} if mode else settings)
-        names = load_info(config.checkpoint).class_names
-        return cls(config, build_plan(config), load_predictor(config), names)
+        return cls(config, load_predictor(config))
 
     @overload
     def detect(self, images: Source) -> Result: ...  # type: ignore[overload-overlap]
@@ -58,8 +56,9 @@ class Model:
         if isinstance(images, (str, Path, np.ndarray)):
             return self._look([images])[0]
         found: list[Result] = []
-        for start in range(0, len(images), BLOCK):
-            found += self._look(images[start : start + BLOCK])
+        block = self.config.ray.rows_per_block  # looked at together, as by an actor of the job
+        for start in range(0, len(images), block):
+            found += self._look(images[start : start + block])
         return found
 
     def _look(self, images: Sequence[Source]) -> list[Result]:
@@ -82,16 +81,22 @@ class Model:
         try:
             return decode_image(data, source.max_pixels, source.depth)
         except ValueError as error:
-            raise ValueError(f"{image}: {error}") from error
+            raise ValueError(f"{redact(str(image))}: {error}") from error
 
 
 def _config_of(source: str, settings: dict[str, Any]) -> IndexConfig:
     """An index config from a file of one, or from what a checkpoint was trained with."""
-    changes = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items()]
+    changes = [
+        f"{key.replace('__', '.')}={json.dumps(value, default=str)}"
+        for key, value in settings.items()
+    ]
     if source.endswith((".yaml", ".yml")):
         return load_config(IndexConfig, source, changes)
     if not source.endswith(".safetensors"):
         raise ConfigError(f"{source} is neither an index config (.yaml) nor a .safetensors file")
-    pyramid = load_info(source).training["config"]["pyramid"]
+    trained = load_info(source).training.get("config", {})
+    if "pyramid" not in trained:
+        raise ConfigError(f"{source} does not say its pyramid: load an index config that names it")
+    pyramid = trained["pyramid"]
     tree = {"checkpoint": source, "pyramid": pyramid, "focus": {"steps": [{}] * (len(pyramid) - 1)}}
     return config_from(IndexConfig, tree, changes, source)

@@ -24,10 +24,9 @@ import pyarrow.parquet as pq
 from af_pipeline.config import tree_differences
 from af_pipeline.core.schema import STORED_ROW
 from af_pipeline.data.access import LOCAL, SourceError, Storage
-from af_pipeline.data.storage import filesystem, is_local
+from af_pipeline.data.storage import PARTIAL, filesystem, is_local
 from af_pipeline.output.place import (
     GO_ON,
-    PARTIAL,
     UNWRITABLE,
     OutputError,
     OutputLostError,

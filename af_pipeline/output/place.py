@@ -20,9 +20,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
 from af_pipeline.data.access import SourceError, reading_error
-from af_pipeline.data.storage import is_local, json_object
+from af_pipeline.data.storage import is_local, json_object, replacing
 
-PARTIAL = ".partial"  # what a file is called while it is written, on a file system
 GO_ON = "run the same command again to go on from here"
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # and so it will stay
 
@@ -93,7 +92,7 @@ class Place:
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file so that it is whole or not there."""
         if is_local(self.system):
-            with _replacing(self.path(name)) as partial:
+            with replacing(self.path(name)) as partial:
                 partial.write_bytes(data)
         else:
             self.system.pipe_file(self.path(name), data)
@@ -101,7 +100,7 @@ class Place:
     def write_file(self, name: str, path: Path) -> None:
         """Copy a local file here so that it is whole or not there."""
         if is_local(self.system):
-            with _replacing(self.path(name)) as partial:
+            with replacing(self.path(name)) as partial:
                 shutil.copyfile(path, partial)
         else:
             self.system.put_file(str(path), self.path(name))
@@ -134,18 +133,6 @@ class Place:
         """Make a directory of the run; remote storage has none."""
         if is_local(self.system):
             Path(self.path(name)).mkdir(exist_ok=True)
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[Path]:
-    """A path to write to, which then takes the place of ``path``."""
-    partial = Path(f"{path}{PARTIAL}")
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)  # it takes room where there may be none
-        raise
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 
 from af_pipeline.core.schema import CHIPS, COUNTERS, DETECTIONS, IMAGES, MANIFEST
 from af_pipeline.data.secrets import redact
-from af_pipeline.data.storage import is_local
+from af_pipeline.data.storage import PARTIAL, is_local
 from af_pipeline.output.folder import OutputFolder
-from af_pipeline.output.place import PARTIAL
 
 IMAGES_PER_PART = 200_000  # images whose rows go into one file of each table
 MEMORY = "2GB"  # of DuckDB

@@ -14,6 +14,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 
 from af_pipeline.config import dump_without
 from af_pipeline.data.annotations.dataset import AnnotatedDataset
+from af_pipeline.data.storage import replacing
 from af_pipeline.output.folder import OutputFolder
 from af_pipeline.settings.train import TrainConfig
 
@@ -89,9 +90,8 @@ def keep_list(folder: Path) -> None:
     """Copy Ray Train's list of a run's checkpoints, which it writes over in place."""
     current = folder / LIST_FILE
     if current.exists() and _is_whole(current):
-        partial = folder / f"{KEPT_FILE}.partial"
-        shutil.copy(current, partial)
-        partial.replace(folder / KEPT_FILE)
+        with replacing(folder / KEPT_FILE) as partial:
+            shutil.copy(current, partial)
 
 
 def mend_list(folder: Path) -> None:

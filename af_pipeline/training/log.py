@@ -11,6 +11,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from af_pipeline.data.storage import replacing
 from af_pipeline.settings.train import TrainConfig
 
 METRICS_FILE = "metrics.jsonl"
@@ -101,6 +102,5 @@ def cut_after(path: Path, step: int) -> None:
             continue
         if number <= step:
             kept.append(line + "\n")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text("".join(kept))

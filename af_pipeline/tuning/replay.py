@@ -32,6 +32,7 @@ from af_pipeline.core.focus import STRIDE
 from af_pipeline.core.plan import Plan, unfocused
 from af_pipeline.core.scales import OPEN
 from af_pipeline.core.schema import Detections, ImageRow, no_detections
+from af_pipeline.data.storage import replacing
 
 VISIBLE = 0.25  # share of an object, or of a tile by it, from which it is seen there
 
@@ -148,9 +149,8 @@ def save_record(record: Record, path: Path) -> None:
     }
     for number, one in enumerate(record.maps):
         arrays[f"map{number}"] = one.astype(np.float16)
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **arrays)
-    partial.replace(path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def load_record(path: Path) -> Record:

@@ -21,6 +21,7 @@ from rich.progress import track
 from af_pipeline.core.cascade import Predictor, run_cascade
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.schema import ImageRow, rows_to_table, table_to_rows
+from af_pipeline.data.storage import replacing
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.tuning.replay import Record, load_record, record_image, save_record
 from af_pipeline.tuning.sample import SampleImage, read_sample
@@ -137,6 +138,5 @@ class Runner:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a json file in one step."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")

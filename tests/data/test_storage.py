@@ -24,10 +24,10 @@ from af_pipeline.data.storage import (
     join,
     open_file,
     parent,
-    put,
     range_uri,
     read_bytes,
 )
+from af_pipeline.output.place import Place
 from af_pipeline.settings.index import SourceConfig
 from tests.helpers.s3_server import Fault, Quiet, Server, faulty_s3, serve
 
@@ -348,14 +348,15 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert join("/a", "s3://b/y.jpg") == "s3://b/y.jpg"
 
 
-def test_what_is_put_is_seen_whole_or_not_at_all(tmp_path: Path, storage: Storage) -> None:
-    for uri in (f"{tmp_path}/new/a.json", "memory://put/a.json"):
+def test_what_is_written_is_seen_whole_or_not_at_all(tmp_path: Path, storage: Storage) -> None:
+    (tmp_path / "new").mkdir()
+    for uri in (f"{tmp_path}/new", "memory://put"):
         for data in (b"{}", b'{"a": 1}'):
-            put(uri, data)
-            assert read_bytes(uri) == data
+            Place(uri, *filesystem(uri)).write_bytes("a.json", data)
+            assert read_bytes(f"{uri}/a.json") == data
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
     with pytest.raises(OSError, match="director"):
-        put(str(tmp_path / "new"), b"")
+        Place(str(tmp_path), *filesystem(str(tmp_path))).write_bytes("new", b"")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 

@@ -162,3 +162,18 @@ def boxes_of(out: Path) -> dict[str, list[tuple[str, NDArray[np.float64]]]]:
         box = np.array([r["x0"], r["y0"], r["x1"], r["y1"]])
         found.setdefault(r["image_id"], []).append((r["label"], box))
     return {key: sorted(found[key], key=lambda o: (o[0], *o[1])) for key in found}
+
+
+TINY = {"backbone": "mobilenet_v2", "width": 0.25, "channels": 16, "head_depth": 0}
+
+
+def write_tiny_checkpoint(path: Path) -> None:
+    """A detector of random weights, the same each time."""
+    import torch
+
+    from af_pipeline.models.checkpoint import build_detector, save_checkpoint
+    from af_pipeline.models.info import CheckpointInfo
+
+    torch.manual_seed(0)
+    state = build_detector(TINY, len(CLASS_NAMES)).state_dict()
+    save_checkpoint(path, state, CheckpointInfo(TINY, CLASS_NAMES, {}))

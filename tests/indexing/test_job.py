@@ -12,12 +12,20 @@ import yaml
 from af_pipeline.commands.index import main
 from af_pipeline.models.checkpoint import build_detector, save_checkpoint
 from af_pipeline.models.info import CheckpointInfo
-from tests.helpers.planted import CLASS_NAMES, SMALL, index_config, picture, save, table
+from tests.helpers.planted import (
+    CLASS_NAMES,
+    SMALL,
+    TINY,
+    index_config,
+    picture,
+    save,
+    table,
+    write_tiny_checkpoint,
+)
 from tests.helpers.said import own_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
-MODEL = {"backbone": "mobilenet_v2", "width": 0.25, "channels": 16, "head_depth": 0}
 
 Job = Callable[..., int]
 
@@ -26,10 +34,7 @@ Job = Callable[..., int]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint of random weights, a config, three pictures and a file that is none."""
     root = tmp_path_factory.mktemp("job")
-    torch.manual_seed(0)
-    detector = build_detector(MODEL, len(CLASS_NAMES))
-    info = CheckpointInfo(MODEL, CLASS_NAMES, {})
-    save_checkpoint(root / "tiny.safetensors", detector.state_dict(), info)
+    write_tiny_checkpoint(root / "tiny.safetensors")
     for tag in range(3):
         save(root / f"images/{tag}.png", picture(tag, [SMALL])[240:, 240:])
     (root / "images/text.jpg").write_text("I am no picture\n")
@@ -109,8 +114,8 @@ def test_unusable_input_is_one_line(
 def test_weights_that_do_not_fit_are_one_line(
     folder: Path, job: Job, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    other = build_detector(MODEL | {"channels": 8}, len(CLASS_NAMES))
-    info = CheckpointInfo(MODEL, CLASS_NAMES, {})
+    other = build_detector(TINY | {"channels": 8}, len(CLASS_NAMES))
+    info = CheckpointInfo(TINY, CLASS_NAMES, {})
     save_checkpoint(tmp_path / "odd.safetensors", other.state_dict(), info)
     assert job(f"checkpoint={tmp_path / 'odd.safetensors'}", f"output.uri={tmp_path}/out") == 2
     error = own_lines(capsys.readouterr().err)

@@ -20,19 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-from af_pipeline.models.checkpoint import build_detector, save_checkpoint
-from af_pipeline.models.info import CheckpointInfo
 from benchmarks.local_cluster import free_ports
-from tests.helpers.planted import CLASS_NAMES, SCENE, index_config, picture, save, table
+from tests.helpers.planted import (
+    SCENE,
+    index_config,
+    picture,
+    save,
+    table,
+    write_tiny_checkpoint,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-MODEL = {"backbone": "mobilenet_v2", "width": 0.25, "channels": 16, "head_depth": 0}
 READY_S = 240  # a start takes seconds, or a minute where other work has the cores
 JOB_S = 450
 DRIVER_EXIT_CODE = """
@@ -187,10 +190,7 @@ def two_nodes() -> Iterator[Cluster]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint of random weights, a config and four pictures."""
     root = tmp_path_factory.mktemp("submit")
-    torch.manual_seed(0)
-    detector = build_detector(MODEL, len(CLASS_NAMES))
-    info = CheckpointInfo(MODEL, CLASS_NAMES, {})
-    save_checkpoint(root / "tiny.safetensors", detector.state_dict(), info)
+    write_tiny_checkpoint(root / "tiny.safetensors")
     for tag in range(4):
         save(root / f"images/{tag}.png", picture(tag, SCENE))
     # On the second node alone. Fewer tasks at a time: each starts a process of its own.

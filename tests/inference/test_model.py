@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from af_pipeline.core.resize import RGB
 from af_pipeline.core.schema import ImageRow, rows_to_table, table_to_rows
 from af_pipeline.images.decode import encode_png
 from af_pipeline.inference.model import Model
+from af_pipeline.models.checkpoint import load_detector, save_checkpoint
+from af_pipeline.models.info import load_info
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/index/aerial.yaml")
@@ -84,6 +87,30 @@ def test_a_checkpoint_alone_looks_with_the_pyramid_it_was_trained_with() -> None
     assert [scale.factor for scale in model.config.pyramid] == [0.5, 1.0, 2.0]
     assert (model.config.mode, model.config.stack.min_score) == ("whole", 0.3)
     assert len(model.config.focus.steps) == 2
+
+
+def test_proposals_have_the_name_of_proposals(photographs: list[RGB]) -> None:
+    result = af_pipeline.load(CONFIG, checkpoint=Path(CHECKPOINT), finds="proposals").detect(
+        photographs[0]
+    )
+    assert result.class_names == ("object",)
+    assert set(result.labels.tolist()) == {0}
+
+
+def test_a_checkpoint_that_does_not_say_its_pyramid_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bare.safetensors"
+    state = load_detector(CHECKPOINT)[0].state_dict()
+    info = load_info(CHECKPOINT)
+    save_checkpoint(path, state, replace(info, training={}))
+    with pytest.raises(ValueError, match="does not say its pyramid"):
+        af_pipeline.load(path)
+
+
+def test_a_secret_in_a_place_is_not_told(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("af_pipeline.inference.model.read_bytes", lambda *_: b"no picture")
+    with pytest.raises(ValueError, match="not an image") as caught:
+        model.detect("https://host/a.jpg?sig=SECRET")
+    assert "SECRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
