@@ -90,9 +90,14 @@ def test_a_checkpoint_alone_looks_with_the_pyramid_it_was_trained_with() -> None
 
 
 def test_proposals_have_the_name_of_proposals(photographs: list[RGB]) -> None:
-    result = af_pipeline.load(CONFIG, checkpoint=Path(CHECKPOINT), finds="proposals").detect(
-        photographs[0]
-    )
+    result = af_pipeline.load(
+        CONFIG,
+        checkpoint=Path(CHECKPOINT),
+        finds="proposals",
+        mode="pyramid",
+        stack__min_score=0.0,
+        stack__valid_ranges=False,
+    ).detect(photographs[0])
     assert result.class_names == ("object",)
     assert set(result.labels.tolist()) == {0}
 
