@@ -298,8 +298,8 @@ def dump_without(config: Any, exclude: Sequence[str] = ()) -> dict[str, Any]:
         *sections, last = key.split(".")
         node = tree
         for section in sections:
-            node = node[section]
-        del node[last]
+            node = node[section] or {}  # a section that is not given
+        node.pop(last, None)
     return tree
 
 

@@ -34,7 +34,8 @@ from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImag
 from af_pipeline.data.annotations.load import load_annotations
 from af_pipeline.evaluation.coco import evaluate_detections
 from af_pipeline.models.info import load_info
-from af_pipeline.models.predictor import TorchPredictor, load_predictor
+from af_pipeline.models.open import open_detector
+from af_pipeline.models.predictor import TorchPredictor
 from af_pipeline.output.tables import detections_table
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
@@ -131,7 +132,7 @@ def main() -> int:
     config = load_config(IndexConfig, arguments.config, arguments.sets)
     modes = arguments.modes.split(",")
     plans = {mode: build_plan(config.model_copy(update={"mode": mode})) for mode in modes}
-    predict = load_predictor(config, arguments.threads)
+    predict = open_detector(config).predictor(arguments.threads)
     dataset = load_annotations([arguments.ground_truth], config.source.images)
     names = load_info(config.checkpoint).class_names
     seconds = {mode: [0.0] * arguments.repeats for mode in modes}

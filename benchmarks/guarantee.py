@@ -24,7 +24,7 @@ from rich.progress import track
 
 from af_pipeline.config import load_config
 from af_pipeline.core.plan import unfocused
-from af_pipeline.models.predictor import load_predictor
+from af_pipeline.models.open import open_detector
 from af_pipeline.reporting.charts import coverage_figure, save_png
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
@@ -41,7 +41,7 @@ def measure(config: IndexConfig, files: Sequence[str], output: Path, count: int)
     def progress(items: Sequence, what: str) -> Iterable:
         return track(items, what)
 
-    predict = load_predictor(config)
+    predict = open_detector(config).predictor()
     plan = build_plan(config)
     rules = [tuple(shift_threshold(rule, shift) for rule in plan.rules) for shift in SHIFTS]
     plans = [replace(plan, rules=one) for one in rules]

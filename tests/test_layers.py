@@ -37,6 +37,9 @@ HEAVY = {
     "torchvision": ("models",),
     "safetensors.torch": ("models",),
     "ray": ("indexing", "training"),
+    "onnxruntime": ("models",),
+    "transformers": ("models",),
+    "ultralytics": ("models",),
 }
 
 

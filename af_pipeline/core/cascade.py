@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,8 @@ class Prediction:
     boxes float32 [D, 4] network px; scores float32 [D]; labels int32 [D]; focus float32
     [>= h/16, >= w/16] FocusPixel probabilities (cells of padding are ignored); padded: network
     px that the forward spent on padding of this crop; dropped: detections that were good enough but
-    more than the detector answers with.
+    more than the detector answers with; looked: whether it looked at all, see
+    `FocusNetworkConfig.first`.
     """
 
     boxes: NDArray[np.float32]
@@ -51,11 +53,21 @@ class Prediction:
     focus: NDArray[np.float32]
     padded: int = 0
     dropped: int = 0
+    looked: bool = True
 
 
-# Crops uint8 [h, w, 3] of one lane (all fit in it) -> one prediction each. One that may be called
-# from several threads at once has an attribute ``spread``, used as `map` is on its batches.
-Predictor = Callable[[Sequence[NDArray[np.uint8]], Lane], Sequence[Prediction]]
+class Predictor(Protocol):
+    """A detector, whoever made it: ``class_names`` by label.
+
+    One that may be called from several threads at once has an attribute ``spread``, which is used
+    as `map` is on its batches.
+    """
+
+    class_names: tuple[str, ...]
+
+    def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane, /) -> Sequence[Prediction]:
+        """Crops uint8 [h, w, 3] RGB of one lane (all fit in it) -> one prediction each."""
+
 
 # Tiles, their crops and the plan -> one prediction per tile, wherever it comes from.
 Answers = Callable[[Sequence[Tile], Sequence[Crop], Plan], Sequence[Prediction]]
@@ -239,7 +251,7 @@ def _collect(
     row.detections = join_detections([row.detections, found.select(np.flatnonzero(valid))])
     for tile, prediction in answer:
         x0, y0, x1, y1 = tile.rect
-        ledger.pixels[scale] += (y1 - y0) * (x1 - x0)
+        ledger.pixels[scale] += (y1 - y0) * (x1 - x0) * prediction.looked
         ledger.padded[scale] += prediction.padded
         ledger.dropped_forward += prediction.dropped
     ledger.chips[scale] += 1

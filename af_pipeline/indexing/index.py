@@ -42,7 +42,7 @@ from af_pipeline.output.place import OutputError, reaching
 from af_pipeline.output.tables import publish
 from af_pipeline.settings.guarantee import check_guarantee
 from af_pipeline.settings.index import IndexConfig, OutputConfig, SourceConfig
-from af_pipeline.settings.modes import build_plan
+from af_pipeline.settings.modes import build_plan, fit_lanes
 from af_pipeline.settings.ray import RayConfig
 
 
@@ -73,6 +73,7 @@ class IndexJob:
         """
         began = time.perf_counter()
         detector = detector or detector_from_config(config)
+        config = fit_lanes(config, detector.shape)
         check_guarantee(config, detector.identity)
         plan = build_plan(config)
         source = config.source

@@ -54,6 +54,7 @@ class MeteredPredictor:
 
     def __init__(self, predict: Predictor, plan: Plan) -> None:
         self.predict, self.plan = predict, plan
+        self.class_names = getattr(predict, "class_names", ())
         self.spread = getattr(predict, "spread", map)
         self.lock = threading.Lock()
         self.sums = {"forwards": 0.0, "chips": 0.0, "fill": 0.0, "room": 0.0}

@@ -11,12 +11,12 @@ from af_pipeline.data.secrets import redact
 from af_pipeline.data.sources.open import list_images
 from af_pipeline.data.storage import exists, is_local
 from af_pipeline.indexing.pools import routes_of
-from af_pipeline.models.info import checkpoint_hash, load_info
+from af_pipeline.models.info import load_info
 from af_pipeline.output.folder import OutputFolder
 from af_pipeline.output.place import OutputError, reaching
 from af_pipeline.settings.guarantee import check_guarantee
 from af_pipeline.settings.index import IndexConfig, OutputConfig, SourceConfig
-from af_pipeline.settings.modes import build_plan
+from af_pipeline.settings.modes import build_plan, fit_lanes
 
 
 def check_input(config: IndexConfig, dry_run: bool = False) -> None:
@@ -28,15 +28,18 @@ def check_input(config: IndexConfig, dry_run: bool = False) -> None:
         check_output(config.output)
     check_source(config.source)
     routes_of(config, build_plan(config))
-    load_info(config.checkpoint)
+    if config.detector is None:
+        load_info(config.checkpoint)
     # Torch takes some seconds to import: only when all else is fine.
-    from af_pipeline.models.checkpoint import load_detector
+    from af_pipeline.models.open import open_detector
     from af_pipeline.models.predictor import pick_device
 
     if not any(pool.num_gpus for pool in config.ray.pools):
         pick_device(config.device)
-    load_detector(config.checkpoint)
-    check_guarantee(config, checkpoint_hash(config.checkpoint))
+    opened = open_detector(config)
+    fitted = fit_lanes(config, opened.shape)
+    routes_of(fitted, build_plan(fitted))
+    check_guarantee(fitted, opened.identity)
 
 
 def check_source(source: SourceConfig) -> None:

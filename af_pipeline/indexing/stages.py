@@ -47,13 +47,15 @@ GROUP_PIXELS = 64_000_000
 class DetectorSource:
     """Where actors get their detector: ``loader(threads, **options)``, called inside the actor.
 
-    ``identity``: hash of the weights; ``class_names`` by label index.
+    ``identity``: hash of the weights; ``class_names`` by label index; ``shape``: height and width
+    of the only input that it takes, None: any.
     """
 
     loader: Callable[..., Predictor]
     options: dict[str, Any]
     class_names: tuple[str, ...]
     identity: str
+    shape: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

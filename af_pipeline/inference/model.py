@@ -10,7 +10,7 @@ from typing import Any, overload
 import numpy as np
 
 from af_pipeline.config import ConfigError, config_from, load_config
-from af_pipeline.core.cascade import run_block
+from af_pipeline.core.cascade import Predictor, run_block
 from af_pipeline.core.resize import RGB, check_rgb
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.data.secrets import redact
@@ -18,9 +18,9 @@ from af_pipeline.data.storage import read_bytes
 from af_pipeline.images.decode import decode_image
 from af_pipeline.inference.result import Result
 from af_pipeline.models.info import load_info
-from af_pipeline.models.predictor import TorchPredictor, load_predictor
+from af_pipeline.models.open import open_detector
 from af_pipeline.settings.index import IndexConfig
-from af_pipeline.settings.modes import build_plan
+from af_pipeline.settings.modes import build_plan, fit_lanes
 
 Source = str | Path | RGB
 
@@ -28,7 +28,7 @@ Source = str | Path | RGB
 class Model:
     """What `af_pipeline.load` returns: ``config``, ``class_names`` and `detect`."""
 
-    def __init__(self, config: IndexConfig, predict: TorchPredictor) -> None:
+    def __init__(self, config: IndexConfig, predict: Predictor) -> None:
         self.config, self.plan, self.predict = config, build_plan(config), predict
         self.class_names = predict.class_names
 
@@ -36,7 +36,8 @@ class Model:
     def load(cls, source: str | Path, mode: str | None = None, **settings: Any) -> Model:
         """As `af_pipeline.load`."""
         config = _config_of(str(source), {"mode": mode, **settings} if mode else settings)
-        return cls(config, load_predictor(config))
+        opened = open_detector(config)
+        return cls(fit_lanes(config, opened.shape), opened.predictor())
 
     @overload
     def detect(self, images: Source) -> Result: ...  # type: ignore[overload-overlap]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +20,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from af_pipeline.core.cascade import Prediction
 from af_pipeline.core.focus import STRIDE
 from af_pipeline.core.lanes import Lane
-from af_pipeline.models.checkpoint import load_detector
 from af_pipeline.models.dense import Tower
 from af_pipeline.models.detector import DEFAULT, INPUT_MULTIPLE, Detector, Output, Selection
-from af_pipeline.models.info import CheckpointInfo
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.sniper.sample import PAD_VALUE
 
@@ -85,7 +82,7 @@ class TorchPredictor:
         self.device, self.bf16 = device, use_bf16(self.options.bf16, device)
         if self.bf16:
             _halve(self.detector.backbone)
-        self.spread = _spread(threads) if threads > 1 and device.type == "cpu" else map
+        self.spread = spread(threads) if threads > 1 and device.type == "cpu" else map
 
     @torch.inference_mode()
     def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> list[Prediction]:
@@ -124,7 +121,7 @@ def _halve(network: nn.Module) -> None:
             module.to(torch.bfloat16)
 
 
-def _spread(threads: int) -> Callable[..., Iterator[Any]]:
+def spread(threads: int) -> Callable[..., Iterator[Any]]:
     """`map` over a pool of threads, in each of which torch takes one core."""
     return ThreadPoolExecutor(threads, "forward", initializer=_take_one_core).map
 
@@ -143,27 +140,6 @@ def predictor_options(config: IndexConfig) -> PredictorOptions:
         pad_to_lane=config.lanes.pad,
         selection=Selection(least, config.detector_nms, config.detector_max),
         proposals=config.finds == "proposals",
-    )
-
-
-def answered_names(config: IndexConfig, info: CheckpointInfo) -> tuple[str, ...]:
-    """The class names of an index config's predictor, by label."""
-    return ("object",) if config.finds == "proposals" else info.class_names
-
-
-def load_predictor(config: IndexConfig, threads: int = 0) -> TorchPredictor:
-    """The predictor of an index config, in this process; ``threads`` 0: as many as cores.
-
-    Raises CheckpointError or DeviceError.
-    """
-    device = pick_device(config.device)
-    detector, info = load_detector(config.checkpoint)
-    return TorchPredictor(
-        detector,
-        device,
-        options=predictor_options(config),
-        class_names=answered_names(config, info),
-        threads=threads or os.cpu_count() or 1,
     )
 
 

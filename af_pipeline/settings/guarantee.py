@@ -11,9 +11,10 @@ from af_pipeline.config import config_hash
 from af_pipeline.images.depth import BY_TYPE
 from af_pipeline.settings.index import GuaranteeConfig, IndexConfig
 
-# What an index config may change without a row of an image being another. The checkpoint's weights
-# count, by their hash, not where they lie.
-NOT_IN_ROWS = ("ray", "plan", "output", "device", "max_error_rate", "checkpoint", "guarantee")
+# What an index config may change without a row of an image being another. Weights count by their
+# hash, not by where they lie.
+_PLACES = ("checkpoint", "detector.path", "focus.network.path")
+NOT_IN_ROWS = ("ray", "plan", "output", "device", "max_error_rate", "guarantee", *_PLACES)
 FREE = (*NOT_IN_ROWS, "source")  # a guarantee holds for other images too
 
 

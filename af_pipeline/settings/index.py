@@ -18,6 +18,7 @@ from af_pipeline.core.scales import Scale, check_pyramid
 from af_pipeline.core.stacking import StackRule
 from af_pipeline.data.access import Storage
 from af_pipeline.images.depth import DepthConfig
+from af_pipeline.settings.detector import FocusNetworkConfig, ForeignConfig
 from af_pipeline.settings.ray import RayConfig
 
 
@@ -25,6 +26,9 @@ class FocusSection(Section):
     """From the focus maps to the FocusChips, and what they may cost."""
 
     steps: tuple[ChipRule, ...] = Field((), description="one per step to the next finer scale")
+    network: FocusNetworkConfig | None = Field(
+        None, description="a network that makes the focus maps; null: the detector's own"
+    )
     budget: float | None = Field(
         None, gt=0, description="network px to spend, padding included; None: what the maps ask for"
     )
@@ -107,6 +111,9 @@ class IndexConfig(Section):
         "auto: fused where chips are whole images (modes pyramid, tiles) and one pool serves all",
     )
     checkpoint: str = Field("checkpoints/aerial_tiny.safetensors", description="detector weights")
+    detector: ForeignConfig | None = Field(
+        None, description="a detector of another maker, instead of the checkpoint"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where detectors run")
     bf16: bool | Literal["auto"] = Field(
         "auto", description="bfloat16 autocast, same AP; auto: where the device computes in it"
@@ -151,6 +158,8 @@ class IndexConfig(Section):
             )
         if self.mode == "tiles":
             self._tile_scale()
+        if self.detector is not None and self.finds == "proposals":
+            raise ValueError("finds=proposals needs a checkpoint of ours, not detector.path")
         return self
 
     @property

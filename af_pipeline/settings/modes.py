@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from af_pipeline.core.budget import BudgetRule
 from af_pipeline.core.focus import ChipRule
-from af_pipeline.core.lanes import make_lanes
+from af_pipeline.core.lanes import TILE_STEP, LaneConfig, make_lanes
 from af_pipeline.core.plan import Plan, TileRule
 from af_pipeline.core.scales import OPEN
 from af_pipeline.settings.index import IndexConfig
@@ -44,6 +44,27 @@ def build_plan(config: IndexConfig) -> Plan:
         fill=config.lanes.fill,
         budget=_budget_rule(config),
     )
+
+
+def fit_lanes(config: IndexConfig, shape: tuple[int, int] | None) -> IndexConfig:
+    """The config for a detector that takes only inputs of ``shape`` (height, width); None: any.
+
+    Lanes left at their default become the one that fits; an oblong input is used by its shorter
+    side. Raises ValueError for others that do not fit.
+    """
+    if shape is None:
+        return config
+    side = min(shape) // TILE_STEP * TILE_STEP
+    if config.lanes == LaneConfig():
+        overlap = min(config.lanes.overlap, side // 4)
+        lanes = LaneConfig(sides=(side,), overlap=overlap, pad=True, fill=True)
+        return config.model_copy(update={"lanes": lanes})
+    if config.lanes.sides[-1] > side:
+        raise ValueError(
+            f"the detector takes inputs of {shape[0]}x{shape[1]} px only, and lanes.sides go to "
+            f"{config.lanes.sides[-1]}: leave lanes out of the config, or end them at {side}"
+        )
+    return config
 
 
 def _budget_rule(config: IndexConfig) -> BudgetRule | None:

@@ -16,12 +16,11 @@ from af_pipeline.core.focus import ChipRule, FocusRule
 from af_pipeline.core.plan import Plan, unfocused
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.data.secrets import redact_tree
-from af_pipeline.models.info import checkpoint_hash, load_info
-from af_pipeline.models.predictor import load_predictor
+from af_pipeline.models.open import focus_labels_of, open_detector
 from af_pipeline.output.folder import OutputFolder
 from af_pipeline.settings.guarantee import FREE, settings_hash, statement
 from af_pipeline.settings.index import GuaranteeConfig, IndexConfig
-from af_pipeline.settings.modes import build_plan
+from af_pipeline.settings.modes import build_plan, fit_lanes
 from af_pipeline.tuning.options import TuneRule
 from af_pipeline.tuning.replay import Record, replay
 from af_pipeline.tuning.report import (
@@ -73,6 +72,7 @@ class Tuning:
     plan: Plan
     names: tuple[str, ...]
     focus_rule: FocusRule
+    detector: str  # hash of its weights
 
     def reference(self, rows: Sequence[ImageRow]) -> Reference:
         """The reference whose full pyramid is ``rows``; with ground truth, what is right in it."""
@@ -129,22 +129,23 @@ def _prepare(config: IndexConfig, rule: TuneRule, progress: Progress) -> tuple[T
     sample = replace(sample, tune=tuple(used), calibration=tuple(held))
     if not used:
         raise ValueError("no image can be read: " + "; ".join([*bad, *worse][:3]))
-    info = load_info(config.checkpoint)
-    labels = FocusRule(**info.training["config"]["focus_labels"])
-    _open_folder(rule, config, sample)
-    predict = load_predictor(config)
-    runner = Runner(config, predict, rule.output, progress)
+    opened = open_detector(config)
+    config = fit_lanes(config, opened.shape)
+    labels = focus_labels_of(config)
+    _open_folder(rule, config, sample, opened.identity)
+    runner = Runner(config, opened.predictor(), rule.output, progress)
     plan = build_plan(config)
     notes = [f"{len(used)} images of {sample.source} to search on."]
     notes += [f"Left out, cannot be read: {line}" for line in bad + worse]
-    return Tuning(config, rule, sample, runner, plan, info.class_names, labels), notes
+    names, identity = opened.class_names, opened.identity
+    return Tuning(config, rule, sample, runner, plan, names, labels, identity), notes
 
 
-def _open_folder(rule: TuneRule, config: IndexConfig, sample: TuneSample) -> None:
+def _open_folder(rule: TuneRule, config: IndexConfig, sample: TuneSample, detector: str) -> None:
     """Refuse a folder that holds another tuning's work."""
     identity = {
         "config": config_hash(config, FREE),
-        "checkpoint": checkpoint_hash(config.checkpoint),
+        "checkpoint": detector,
         "tune": [image.image_id for image in sample.tune],
         "calibration": [image.image_id for image in sample.calibration],
         "ground_truth": rule.ground_truth,
@@ -280,7 +281,7 @@ def _certify(
         p_value=float(found.p_values[found.index]),
         method="learn then test, betting p-values, fixed sequence",
         source=tuning.sample.source,
-        settings=settings_hash(config, checkpoint_hash(config.checkpoint)),
+        settings=settings_hash(config, tuning.detector),
     )
     return chosen, guarantee, statement(guarantee)
 

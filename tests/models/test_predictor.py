@@ -16,12 +16,12 @@ from af_pipeline.models.checkpoint import build_detector, save_checkpoint
 from af_pipeline.models.dense import DenseDetector
 from af_pipeline.models.detector import Detector, Selection
 from af_pipeline.models.info import CheckpointError, CheckpointInfo
+from af_pipeline.models.open import open_detector
 from af_pipeline.models.predictor import (
     DeviceError,
     PredictorOptions,
     TorchPredictor,
     folded,
-    load_predictor,
     pad_batch,
     pick_device,
     use_bf16,
@@ -186,7 +186,7 @@ def test_a_predictor_from_a_config(detector: DenseDetector, tmp_path: Path) -> N
         stack=StackRule(min_score=0.0),
         lanes=LaneConfig(pad=True),
     )
-    loaded = load_predictor(config)
+    loaded = open_detector(config).predictor()
     assert loaded.class_names == ("a", "b", "c")
     wanted = answering(detector, pad_to_lane=True, selection=Selection(0.0, 0.3, 30))
     assert wanted.options == loaded.options
@@ -198,13 +198,13 @@ def test_a_predictor_from_a_config(detector: DenseDetector, tmp_path: Path) -> N
     np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
     np.testing.assert_allclose(one.focus, two.focus, atol=1e-4)
     stacked = config.model_copy(update={"stack": StackRule(min_score=0.2)})
-    assert load_predictor(stacked).options.selection.min_score == 0.2
-    proposing = load_predictor(config.model_copy(update={"finds": "proposals"}))
+    assert open_detector(stacked).predictor().options.selection.min_score == 0.2
+    proposing = open_detector(config.model_copy(update={"finds": "proposals"})).predictor()
     assert (proposing(given, LANE)[0].labels == 0).all()
     assert proposing.class_names == ("object",)
     missing = config.model_copy(update={"checkpoint": str(tmp_path / "none.safetensors")})
     with pytest.raises(CheckpointError, match="does not exist"):
-        load_predictor(missing)
+        open_detector(missing)
 
 
 @pytest.mark.parametrize("threads", [2, 3])

@@ -1,0 +1,1 @@
+"""Detectors of other makers: one file a kind."""
