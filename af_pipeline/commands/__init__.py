@@ -12,8 +12,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pkgutil import resolve_name
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
+
+from af_pipeline.config import Section
 from af_pipeline.data.secrets import redact_text
 
 Answer = TypeVar("Answer")
@@ -23,6 +27,7 @@ COMMANDS = {
     "train": "af_pipeline.commands.train:main",
     "mine": "af_pipeline.commands.mine:main",
     "tune": "af_pipeline.commands.tune:main",
+    "distill": "af_pipeline.commands.distill:main",
     "evaluate": "af_pipeline.commands.evaluate:main",
     "compare": "af_pipeline.commands.compare:main",
     "export": "af_pipeline.commands.export:main",
@@ -98,6 +103,34 @@ def config_parser(
     parser.add_argument("--config", required=required, help=f"YAML file, see {folder}")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
     return parser
+
+
+def options_of(
+    parser: argparse.ArgumentParser, kind: type[Section], argv: Sequence[str] | None
+) -> dict[str, Any]:
+    """What the command line gives, as text, with an option for each field of ``kind``."""
+    for name, field in kind.model_fields.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            required=field.is_required(),
+            default=argparse.SUPPRESS,
+            help=f"{field.description}{_shown(field.default)}",
+        )
+    return vars(parser.parse_args(argv))
+
+
+def option_error(error: ValidationError) -> str:
+    """The first of what is wrong with options that `options_of` gave."""
+    problem = error.errors()[0]
+    option = "".join(map(str, problem["loc"][:1])).replace("_", "-")
+    return f"--{option}: {problem['msg']}"
+
+
+def _shown(default: Any) -> str:
+    """A default as help ends with it; nothing where there is none."""
+    values = default if isinstance(default, tuple) else (default,)
+    words = [str(one) for one in values if one not in (None, PydanticUndefined)]
+    return f" ({','.join(words)})" if words else ""
 
 
 def complain(error: Exception | str, code: int) -> int:

@@ -117,11 +117,16 @@ def focus_labels(
         | ((side >= rule.focus_below) & (side < rule.ignore_until))
     )
     for group, value in ((unsure, IGNORE), (small, FOCUS)):
-        for x0, y0, x1, y1 in boxes[group & meets]:
-            top, bottom = max(0, int(y0 // STRIDE)), -int(-y1 // STRIDE)
-            left, right = max(0, int(x0 // STRIDE)), -int(-x1 // STRIDE)
-            labels[top:bottom, left:right] = value
+        paint(labels, boxes[group & meets], value)
     return labels
+
+
+def paint(cells: NDArray, boxes: NDArray, value: int) -> None:
+    """Set the cells [h, w] that boxes [N, 4] (network px) overlap to ``value``, in place."""
+    for x0, y0, x1, y1 in boxes:
+        top, bottom = max(0, int(y0 // STRIDE)), -int(-y1 // STRIDE)
+        left, right = max(0, int(x0 // STRIDE)), -int(-x1 // STRIDE)
+        cells[top : max(0, bottom), left : max(0, right)] = value
 
 
 def focus_cells(focus_map: NDArray, rule: ChipRule) -> NDArray[np.uint8]:

@@ -12,6 +12,8 @@ from torchvision.ops import batched_nms
 
 from af_pipeline.core import stacking
 from af_pipeline.core.boxes import iou_matrix
+from af_pipeline.core.cascade import stack
+from af_pipeline.core.schema import Detections, ImageRow
 from af_pipeline.core.stacking import StackRule, border_keep, suppress
 
 SEEDS = st.integers(0, 10**6)
@@ -170,3 +172,28 @@ def test_twenty_thousand_times_the_same_box(method: str) -> None:
     assert index[0] == 19_999
     assert final[0] == np.float32(0.9)
     assert len(index) == (3 if method == "soft" else 1)
+
+
+def test_the_account_tells_low_scores_from_suppression() -> None:
+    row = ImageRow("a", "", 100, 100)
+    row.detections = Detections(
+        np.array([[0, 0, 10, 10], [0, 0, 10, 10], [50, 0, 60, 10], [80, 0, 90, 10]], np.float32),
+        np.array([0.9, 0.8, 0.1, 0.7], np.float32),
+        np.zeros(4, np.int32),
+        np.zeros(4, np.int8),
+    )
+    stack(row, StackRule("hard", min_score=0.5, max_detections=1))
+    ledger = row.ledger
+    assert (ledger.dropped_score, ledger.dropped_nms, ledger.dropped_image) == (1, 1, 1)
+    assert row.detections.scores.tolist() == pytest.approx([0.9])
+
+
+def test_an_overlap_of_exactly_the_limit_stays() -> None:
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 5, 10]], np.float32)  # IoU 0.5
+    given = boxes, np.array([0.9, 0.8], np.float32), np.zeros(2, np.int32)
+    for limit, kept in ((0.5, [0, 1]), (0.49, [0])):
+        for pairs in (0, 32):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(stacking, "PAIRS_PER_BOX", pairs)
+                index, _ = suppress(*given, StackRule("hard", iou=limit))
+            assert index.tolist() == kept
