@@ -71,6 +71,8 @@ def _tuned(
         "calibration": rule.calibration,
         "workers": rule.workers,
         "seed": rule.seed,
+        "thresholds": (0.03, 0.1, 0.2, 0.3, 0.5),
+        "contexts": (0, 16, 48),  # a foreign detector was not trained on chips' edges
     }
     images = SourceConfig(
         uri=str(_list(held, rule.output / "held.csv")),

@@ -72,7 +72,8 @@ def _cuts(
     height, width, _ = pixels.shape
     for number, scale in enumerate(scales):
         size = scaled_size(height, width, scale.factor_for(height, width))
-        seen, cells = resize(pixels, *size), labels_of(image, number, size)
+        seen = resize(pixels, *size)
+        cells = labels_of(image, number, size, number == len(scales) - 1)
         count = min(most, max(2, -(-2 * size[0] * size[1] // SIDE**2)))
         for y, x in _places(cells, count, rng):
             yield _cut(seen, cells, y, x)

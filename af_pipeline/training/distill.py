@@ -123,8 +123,8 @@ def train_network(
             "there is nothing to learn; is it the right detector, and pyramid, for them?"
         )
     checked = images[: max(1, round(CHECKED * len(images)))]
-    crops = cut_crops(images[len(checked) :], config.pyramid[:-1], config.source, rule.seed)
-    tell(f"crops       {len(crops.pixels)} of scales 0 to {len(config.pyramid) - 2}")
+    crops = cut_crops(images[len(checked) :], config.pyramid, config.source, rule.seed)
+    tell(f"crops       {len(crops.pixels)} of {len(config.pyramid)} scales")
     training = {
         "images": len(images),
         "objects": count,
@@ -157,12 +157,13 @@ def _train(network: FocusNetwork, crops: Crops, rule: DistillRule, tell: Tell) -
     for step in range(begin, rule.steps):
         pixels, labels = crops.batch(BATCH, np.random.default_rng([rule.seed, step]))
         logits = network(pixels)
-        loss = sum(focus_loss(logits[:, i], labels[:, i].long()) for i in (0, 1))
+        pairs = zip(logits.unbind(1), labels.long().unbind(1), strict=True)
+        loss = torch.stack([focus_loss(*pair) for pair in pairs]).sum()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[union-attr]
+        loss.backward()
         optimiser.step()
         schedule.step()
-        mean += float(loss) / SAVE_EVERY
+        mean += float(loss.detach()) / SAVE_EVERY
         if (step + 1) % SAVE_EVERY == 0:
             left = (time.perf_counter() - began) / (step + 1 - begin) * (rule.steps - step - 1)
             tell(f"step        {step + 1}/{rule.steps}  loss {mean:.4f}  {left:.0f} s left")

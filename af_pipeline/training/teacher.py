@@ -21,7 +21,7 @@ from af_pipeline.settings.index import IndexConfig, OutputConfig
 CONFIDENT = 0.5  # score from which a detection of the pyramid is an object
 FOUND = 0.25  # score from which a scale finds an object
 UNSURE = 0.1  # score from which what the pyramid finds may be an object
-SAME = 0.5  # IoU from which two detections of a class are of one object
+SAME = 0.7  # IoU with an object from which a scale finds it well enough
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,15 @@ def taught(row: ImageRow, rule: StackRule) -> Taught:
     return Taught(row.image_id, row.uri, row.width, row.height, objects, raw)
 
 
-def labels_of(image: Taught, scale: int, size: tuple[int, int]) -> NDArray[np.int8]:
+def labels_of(
+    image: Taught, scale: int, size: tuple[int, int], finest: bool = False
+) -> NDArray[np.int8]:
     """Labels of the focus network for an image seen at ``scale`` in ``size`` (height, width).
 
     int8 [2, ceil(h/16), ceil(w/16)] in {-1, 0, 1}. Channel 0: objects that no scale up to this one
     finds, and so a finer one must; the paper's FocusPixels (§3.1) are those of objects small by
     their size, which presumes a detector trained for that. Channel 1: objects that this scale
-    finds. -1 where the pyramid itself is not sure.
+    finds. -1 where the pyramid itself is not sure, and in channel 0 of the ``finest`` scale.
     """
     height, width = size
     cells = np.full((2, -(-height // STRIDE), -(-width // STRIDE)), BACKGROUND, np.int8)
@@ -98,6 +100,8 @@ def labels_of(image: Taught, scale: int, size: tuple[int, int]) -> NDArray[np.in
     for channel, wanted in enumerate((~before, here)):
         paint(cells[channel], boxes[wanted & ~sure], IGNORE)
         paint(cells[channel], boxes[wanted & sure], FOCUS)
+    if finest:
+        cells[0] = IGNORE
     return cells
 
 

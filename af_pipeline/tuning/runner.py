@@ -64,7 +64,7 @@ class Runner:
         return records
 
     def confirm(
-        self, images: Sequence[SampleImage], plans: Mapping[str, Plan]
+        self, images: Sequence[SampleImage], plans: Mapping[str, Plan], folder: str = "confirm"
     ) -> tuple[dict[str, list[ImageRow]], dict[str, float]]:
         """The real cascade under every plan, image by image in turns: rows, seconds an image.
 
@@ -72,7 +72,7 @@ class Runner:
         """
         rows: dict[str, list[ImageRow]] = {name: [] for name in plans}
         seconds = dict.fromkeys(plans, 0.0)
-        for path, image in self._images(images, "confirm", "real cascade"):
+        for path, image in self._images(images, folder, "real cascade"):
             found, times = self._timed(path, image, plans)
             for name, row in zip(plans, found, strict=True):
                 rows[name].append(row)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from af_pipeline.indexing import estimate, index, meter, passes
+from af_pipeline.indexing import detector, estimate, index, meter, passes
 from af_pipeline.indexing.graph import detecting_stages
 from af_pipeline.indexing.meter import Counter
 from af_pipeline.indexing.stages import SampleStage, StackStage
@@ -82,6 +82,9 @@ def replace_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0}, get=lambda answer: answer)
     for module in (index, passes, meter):
         monkeypatch.setattr(module, "ray", ray)
+    as_it_is = SimpleNamespace(dumps=lambda one: one, loads=lambda one: one)
+    store = SimpleNamespace(put=lambda one: one, get=lambda one: one, cloudpickle=as_it_is)
+    monkeypatch.setattr(detector, "ray", store)
     monkeypatch.setattr(passes, "gc", SimpleNamespace(collect=int))  # takes most of the time else
     monkeypatch.setattr(passes, "set_context", lambda *_, **__: None)
     monkeypatch.setattr(passes, "shown_progress", no_progress)

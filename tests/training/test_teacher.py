@@ -71,6 +71,12 @@ def test_labels_are_those_of_the_size_that_is_seen():
     assert labels_of(image, 0, (70, 140)).shape == (2, 5, 9)
 
 
+def test_the_finest_scale_asks_for_no_finer_one():
+    cells = labels_of(taught(row((1, 0.9, 0, BOX)), RULE), 1, (128, 256), finest=True)
+    assert (cells[0] == -1).all()
+    assert np.argwhere(cells[1] == 1).tolist() == WHOLE
+
+
 def test_detections_are_stacked_into_objects_and_kept_raw():
     image = taught(row((0, 0.6, 0, BOX), (1, 0.9, 0, BOX), (1, 0.05, 0, BOX)), RULE)
     assert image.objects.scores.tolist() == pytest.approx([0.9])

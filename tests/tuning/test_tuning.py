@@ -5,6 +5,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from hypothesis import strategies as st
 
 from af_pipeline.core.focus import ChipRule
 from af_pipeline.core.schema import Detections, ImageRow
+from af_pipeline.settings.index import IndexConfig
+from af_pipeline.settings.modes import build_plan
+from af_pipeline.tuning import tune
 from af_pipeline.tuning.options import TuneRule
 from af_pipeline.tuning.replay import record_image, replay
 from af_pipeline.tuning.search import (
@@ -172,3 +177,60 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     while any(map(lives, workers)):
         assert time.monotonic() < until, "workers outlive their parent"
         time.sleep(0.1)
+
+
+# ---- runs for real that lose more than their replays
+
+
+class Real:
+    """Runs settings for real: each loses 0.06 more than its replay; remembers what it ran."""
+
+    def __init__(self, replayed: list[Trial]) -> None:
+        self.recall = {one.name: one.recall - 0.06 for one in replayed} | {"pyramid": 1.0}
+        self.ran: list[list[str]] = []
+
+    def confirm(self, images: object, plans: dict[str, object], folder: str = "confirm") -> Any:
+        self.ran.append([folder, *plans])
+        return {name: name for name in plans}, dict.fromkeys(plans, 1.0)
+
+    def score(self, name: str) -> dict[str, Any]:
+        pixels = {one.name: one.pixels for one in REPLAYED}.get(name, 9e9)
+        return {"AP": None, "recall": self.recall[name], "pixels": pixels}
+
+
+REPLAYED = [
+    Trial("autofocus", f"t{recall}", (ChipRule(threshold=1 - recall),),
+          {"AP": None, "recall": recall, "pixels": 1e6 * recall})
+    for recall in (0.80, 0.90, 0.92, 0.94, 0.96, 0.97, 0.98, 0.99)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("max_lost", "chosen", "rounds"),
+    [
+        (0.15, "t0.92", 1),  # 0.86 for real: the first round has it, with its neighbours
+        (0.085, "t0.98", 2),  # by replay 0.92 would do: the second round asks for 0.98
+        (0.01, "t0.99", 3),  # nothing keeps to it: the safest, and an end
+    ],
+)
+def test_settings_that_lose_more_for_real_give_way_to_safer_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, max_lost: float, chosen: str, rounds: int
+) -> None:
+    rule = TuneRule(output=tmp_path, max_lost=max_lost, confirm=3)
+    real = Real(REPLAYED)
+    plan = build_plan(IndexConfig(pyramid=[{"factor": 0.5}, {"factor": 1}], focus={"steps": [{}]}))
+    tuning: Any = SimpleNamespace(
+        rule=rule, runner=real, plan=plan, sample=SimpleNamespace(tune=()), reference=lambda _: real
+    )
+    pyramid = Trial("pyramid", scores={"AP": None, "recall": 1.0, "pixels": 9e9})
+    monkeypatch.setattr(
+        tune, "_runs", lambda tuning, best: [(one, plan) for one in (pyramid, *best)]
+    )
+    _, trials = tune._confirmed(tuning, REPLAYED, pyramid)
+    _, best, kept = tune._choose(trials, rule)
+    assert best.setting == chosen
+    assert kept == (best.recall >= 1 - max_lost)
+    assert [ran[0] for ran in real.ran] == ["confirm", "confirm1", "confirm2"][: len(real.ran)]
+    assert len(real.ran) <= rounds
+    names = [name for ran in real.ran for name in ran[1:]]
+    assert len(names) == len(set(names))  # nothing is run twice

@@ -1,0 +1,403 @@
+"""Detectors of other makers: whole, SAHI, tiles, pyramid and AutoFocus with the same weights.
+
+python benchmarks/any_detector.py --data ../shared/data --output runs/any [--only receipts,...]
+    [--steps 600] [--mine FILE.pth]
+
+Each case distils a focus network from photographs without labels (jobs/distill.py), then runs every
+method over other photographs, image by image in turns, in one process. `kept`: share of the
+pyramid's confident detections (score 0.5, IoU 0.5) found again; `MP`: network px an image without
+padding; seconds of CPU time an image, all threads, decoding apart. SAHI (extra `bench`) calls the
+same detector with slices of two sizes and the whole image; the better of the two by AP counts.
+
+`scenes` are composites: photographs of COCO, reduced to 300 to 640 px, on satellite photographs of
+6.5 MP, since no real set of large images with objects of COCO and labels is at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from af_pipeline.config import load_config
+from af_pipeline.core.cascade import run_cascade
+from af_pipeline.core.resize import resize
+from af_pipeline.core.schema import Detections, ImageRow, rows_to_table
+from af_pipeline.core.text_table import align
+from af_pipeline.data.annotations.dataset import AnnotatedDataset
+from af_pipeline.data.annotations.load import load_annotations
+from af_pipeline.evaluation.coco import evaluate_detections
+from af_pipeline.models.foreign import ForeignPredictor
+from af_pipeline.models.open import open_detector
+from af_pipeline.output.tables import detections_table
+from af_pipeline.settings.index import IndexConfig
+from af_pipeline.settings.modes import build_plan, fit_lanes
+from af_pipeline.sniper.images import read_image
+from af_pipeline.tuning.search import Reference
+
+LANES = "lanes.batch_pixels=1"
+
+
+@dataclass(frozen=True)
+class Case:
+    """``config`` with ``sets``; ``learn``: COCO json of images to learn from, ``test``: of those to
+    score on; ``side``: what SAHI's slices are resized to, network px; ``sample``, ``held``: as of
+    jobs/distill.py."""
+
+    config: str
+    sets: tuple[str, ...]
+    learn: Path
+    test: Path
+    images: Path
+    side: int
+    sample: int
+    held: int
+
+
+def part(source: Path, to: Path, keep: Callable[[int], bool]) -> Path:
+    """A COCO file with some of the images of another, by number."""
+    data = json.loads(source.read_text())
+    data["images"] = [one for i, one in enumerate(data["images"]) if keep(i)]
+    ids = {one["id"] for one in data["images"]}
+    data["annotations"] = [one for one in data["annotations"] if one["image_id"] in ids]
+    to.write_text(json.dumps(data))
+    return to
+
+
+def scenes(data: Path, folder: Path, count: int, first: int, last: int) -> Path:
+    """Composites of the photographs ``first`` to ``last`` of coco128, five in each."""
+    coco = json.loads((data / "coco128/val.json").read_text())
+    grounds = sorted((data / "airbus-aircraft/images").iterdir())
+    photos = sorted(coco["images"], key=lambda one: one["id"])[first:last]
+    rng = np.random.default_rng(first)
+    folder.mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(count):
+        canvas = cv2.imread(str(grounds[(first + number) % len(grounds)]))
+        taken: list[tuple[int, int, int, int]] = []
+        for index in rng.permutation(len(photos))[:5]:
+            photo = photos[index]
+            pixels = cv2.imread(str(data / "coco128/images" / photo["file_name"]))
+            factor = rng.uniform(300, 640) / max(pixels.shape[:2])
+            small = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+            height, width = small.shape[:2]
+            for _ in range(100):
+                x, y = (
+                    int(rng.integers(0, side - own))
+                    for side, own in zip(canvas.shape[1::-1], (width, height), strict=True)
+                )
+                if all(
+                    x + width < x0 or x > x1 or y + height < y0 or y > y1
+                    for x0, y0, x1, y1 in taken
+                ):
+                    break
+            else:
+                continue
+            taken.append((x, y, x + width, y + height))
+            canvas[y : y + height, x : x + width] = small
+            for one in coco["annotations"]:
+                if one["image_id"] == photo["id"]:
+                    left, top, wide, high = (value * factor for value in one["bbox"])
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": number,
+                            "category_id": one["category_id"],
+                            "bbox": [left + x, top + y, wide, high],
+                            "area": wide * high,
+                            "iscrowd": one.get("iscrowd", 0),
+                        }
+                    )
+        name = f"scene_{first}_{number}.jpg"
+        cv2.imwrite(str(folder / name), canvas, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        size = {"width": canvas.shape[1], "height": canvas.shape[0]}
+        images.append({"id": number, "file_name": name, **size})
+    path = folder / f"scenes_{first}.json"
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": coco["categories"]})
+    )
+    return path
+
+
+def only_class(source: Path, to: Path, name: str) -> Path:
+    """A COCO file with one of its classes."""
+    data = json.loads(source.read_text())
+    data["categories"] = [one for one in data["categories"] if one["name"] == name]
+    ids = {one["id"] for one in data["categories"]}
+    data["annotations"] = [one for one in data["annotations"] if one["category_id"] in ids]
+    to.write_text(json.dumps(data))
+    return to
+
+
+def cases(data: Path, out: Path, mine: Path | None) -> dict[str, Case]:
+    """Detector and photographs of each case."""
+    out.mkdir(parents=True, exist_ok=True)
+    detectors, receipts = data / "detectors", data / "receipts/val.json"
+    scene = out / "scenes"
+    learn, test = scene / "scenes_0.json", scene / "scenes_80.json"
+    if not test.exists():
+        scenes(data, scene, 60, 0, 80)
+        scenes(data, scene, 16, 80, 128)
+    found = {
+        "receipts": Case(
+            "configs/index/receipts_ppocr.yaml",
+            (
+                f"detector.path={detectors / 'ppocr_text/ch_PP-OCRv3_det_infer.onnx'}",
+                "detector.class_names=[text_line]",
+            ),
+            part(receipts, out / "receipts_learn.json", lambda i: i % 2 == 0),
+            part(receipts, out / "receipts_test.json", lambda i: i % 2 == 1),
+            data / "receipts/images",
+            640,
+            7,
+            3,
+        ),
+        "scenes, YOLOX": Case(
+            "configs/index/coco_yolox.yaml",
+            (f"detector.path={detectors / 'yolox_nano/yolox_nano.onnx'}",),
+            learn,
+            test,
+            scene,
+            416,
+            40,
+            20,
+        ),
+        "scenes, RTMDet": Case(
+            "configs/index/persons_rtmdet.yaml",
+            (f"detector.path={detectors / 'rtmdet_nano_person/end2end.onnx'}",),
+            only_class(learn, out / "persons_learn.json", "person"),
+            only_class(test, out / "persons_test.json", "person"),
+            scene,
+            640,
+            40,
+            20,
+        ),
+    }
+    if mine is not None:
+        names = "[car, truck, bus, minibus, cyclist]"
+        found["aerial, torchvision"] = Case(
+            "configs/index/own_torchvision.yaml",
+            (f"detector.path={mine}", f"detector.class_names={names}"),
+            data / "aerial-cars/train.json",
+            data / "aerial-cars/val.json",
+            data / "aerial-cars/images",
+            512,
+            50,
+            20,
+        )
+    return found
+
+
+def distilled(case: Case, folder: Path, steps: int) -> tuple[Path, float]:
+    """The config that jobs/distill.py chooses, and its seconds."""
+    path, began = folder / "index.yaml", time.perf_counter()
+    if not path.exists():
+        sets = (*case.sets, f"source.uri={case.learn}", f"source.images={case.images}")
+        command = [sys.executable, "jobs/distill.py", "--config", case.config]
+        command += [word for one in sets for word in ("--set", one)]
+        command += ["--output", str(folder), "--steps", str(steps)]
+        command += ["--sample", str(case.sample), "--held", str(case.held)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if not path.exists():
+            sys.exit(done.stdout + done.stderr)
+        (folder / "log.txt").write_text(done.stdout)
+    return path, time.perf_counter() - began
+
+
+Method = Callable[[ImageRow, np.ndarray], None]
+
+
+def cascade(config: IndexConfig) -> Method:
+    """A mode of ours."""
+    opened = open_detector(config)
+    config = fit_lanes(config, opened.shape)
+    predict, plan = opened.predictor(), build_plan(config)
+    return lambda row, image: run_cascade(row, image, plan, predict)
+
+
+def sahi(config: IndexConfig, slice_side: int, side: int) -> Method:
+    """SAHI's sliced prediction of the same detector, as its adapters do it: every slice, and the
+    whole image, resized to ``side``."""
+    from sahi.models.base import DetectionModel
+    from sahi.predict import get_sliced_prediction
+    from sahi.prediction import ObjectPrediction
+
+    predict = open_detector(config).predictor()
+    assert isinstance(predict, ForeignPredictor)
+    names, least = predict.class_names, config.stack.min_score
+    pixels = [0]
+
+    class Ours(DetectionModel):
+        def load_model(self) -> None:
+            self.model, self.category_mapping = predict, dict(enumerate(names))
+
+        def perform_inference(self, image: np.ndarray) -> None:
+            factor = side / max(image.shape[:2])
+            height, width = (max(1, round(one * factor)) for one in image.shape[:2])
+            small = resize(np.ascontiguousarray(image), height, width)
+            pixels[0] += height * width
+            (answer,) = predict([small], None)
+            self._original_predictions = (answer, factor, image.shape[:2])
+
+        def _create_object_prediction_list_from_original_predictions(
+            self, shift_amount_list: Any = None, full_shape_list: Any = None
+        ) -> None:
+            answer, factor, size = self._original_predictions
+            shift = (shift_amount_list or [[0, 0]])[0]
+            full = (full_shape_list or [list(size)])[0]
+            boxes = np.clip(answer.boxes / factor, 0, [*size[::-1]] * 2)
+            self._object_prediction_list_per_image = [
+                [
+                    ObjectPrediction(
+                        bbox=box.tolist(),
+                        category_id=int(label),
+                        score=float(score),
+                        category_name=names[label],
+                        shift_amount=shift,
+                        full_shape=full,
+                    )
+                    for box, score, label in zip(boxes, answer.scores, answer.labels, strict=True)
+                    if score >= least and box[2] - box[0] >= 1 and box[3] - box[1] >= 1
+                ]
+            ]
+
+    model = Ours(confidence_threshold=least, device="cpu")
+
+    def run(row: ImageRow, image: np.ndarray) -> None:
+        pixels[0] = 0
+        result = get_sliced_prediction(
+            image,
+            model,
+            slice_height=slice_side,
+            slice_width=slice_side,
+            overlap_height_ratio=0.2,
+            overlap_width_ratio=0.2,
+            verbose=0,
+        )
+        found = result.object_prediction_list
+        row.height, row.width = image.shape[:2]
+        row.detections = Detections(
+            np.array([one.bbox.to_xyxy() for one in found], np.float32).reshape(-1, 4),
+            np.array([one.score.value for one in found], np.float32),
+            np.array([one.category.id for one in found], np.int32),
+            np.zeros(len(found), np.int8),
+        )
+        row.ledger.pixels = [pixels[0]]
+
+    return run
+
+
+def measure(
+    methods: dict[str, Method], dataset: AnnotatedDataset, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Each method over all images, in turns."""
+    rows: dict[str, list[ImageRow]] = {name: [] for name in methods}
+    cpu, wall = dict.fromkeys(methods, 0.0), dict.fromkeys(methods, 0.0)
+    for image in dataset.images:
+        pixels = read_image(image.uri)
+        for name, method in methods.items():
+            row = ImageRow(image.image_id, image.uri)
+            began = time.process_time(), time.perf_counter()
+            method(row, pixels)
+            cpu[name] += time.process_time() - began[0]
+            wall[name] += time.perf_counter() - began[1]
+            row.chips = []
+            rows[name].append(row)
+    count = len(dataset.images)
+    full = {row.image_id: row.detections for row in rows["pyramid"]}
+    reference = Reference(full, tuple(names), None)
+    results = []
+    for name, own in rows.items():
+        table = detections_table(rows_to_table(own, stored=True), names)
+        scores = evaluate_detections(dataset, table).overall
+        results.append(
+            {
+                "method": name,
+                "AP": 100 * (scores["AP"] or 0.0),
+                "AP50": 100 * (scores["AP50"] or 0.0),
+                "kept": reference.score(own)["recall"],
+                "MP": sum(sum(row.ledger.pixels) for row in own) / count / 1e6,
+                "CPU s": cpu[name] / count,
+                "s": wall[name] / count,
+            }
+        )
+    return results
+
+
+def run_case(name: str, case: Case, out: Path, steps: int) -> list[dict[str, Any]]:
+    """One case: distil, then measure all methods."""
+    folder = out / name.replace(", ", "_").lower()
+    chosen, seconds = distilled(case, folder, steps)
+    print(f"{name}: distilled in {seconds:.0f} s", flush=True)
+    config = load_config(IndexConfig, case.config, case.sets)
+    focused = load_config(IndexConfig, chosen, [f"detector.path={config.detector.path}"])
+    network = focused.focus.network
+    skipping = focused.focus.model_copy(
+        update={"network": network.model_copy(update={"first": True})}
+    )
+    methods = {
+        mode: cascade(config.model_copy(update={"mode": mode}))
+        for mode in ("pyramid", "whole", "tiles")
+    }
+    methods["autofocus, weak"] = cascade(config)
+    methods["autofocus, distilled"] = cascade(focused)
+    methods["autofocus, distilled first"] = cascade(focused.model_copy(update={"focus": skipping}))
+    try:
+        methods |= {
+            f"SAHI {size} px": sahi(config, size, case.side) for size in (case.side, case.side // 2)
+        }
+    except ImportError as error:
+        print(f"without SAHI: {error}")
+    dataset = load_annotations([str(case.test)], str(case.images))
+    names = open_detector(config).class_names
+    known = set(dataset.class_names)
+    assert known <= set(names), f"the detector does not know {known - set(names)}"
+    warm = replace_images(dataset, 1)
+    measure(methods, warm, names)
+    return measure(methods, dataset, names)
+
+
+def replace_images(dataset: AnnotatedDataset, count: int) -> AnnotatedDataset:
+    """The first images only."""
+    return dataset.with_images(dataset.images[:count])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--output", type=Path, default=Path("runs/any"))
+    parser.add_argument("--only", default="")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--mine", type=Path, help="what examples/bring_your_own/train.py wrote")
+    given = parser.parse_args()
+    wanted = [one.strip() for one in given.only.split(";") if one.strip()]
+    report: dict[str, Any] = {}
+    for name, case in cases(given.data, given.output, given.mine).items():
+        if wanted and name not in wanted:
+            continue
+        report[name] = run_case(name, case, given.output, given.steps)
+        columns = list(report[name][0])
+        lines = [[name if i == 0 else "", *columns] for i in range(1)]
+        lines += [
+            ["", *(value if isinstance(value, str) else f"{value:.3f}" for value in one.values())]
+            for one in report[name]
+        ]
+        print("\n".join(align(lines)), flush=True)
+        (given.output / f"{name.replace(', ', '_').lower()}.json").write_text(
+            json.dumps(report[name], indent=2)
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
