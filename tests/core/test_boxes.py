@@ -75,6 +75,12 @@ def test_no_boxes() -> None:
     assert clip_boxes(none, BOUNDS).shape == (0, 4)
 
 
+def test_clipped_boxes_keep_their_type() -> None:
+    clipped = clip_boxes(np.array([[0, 0, 60, 95]], np.float32), BOUNDS)
+    assert clipped.tolist() == [[10, 20, 60, 90]]
+    assert clipped.dtype == np.float32
+
+
 def test_integer_boxes_give_fractions() -> None:
     boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10]], np.int64)
     assert iou_matrix(boxes, boxes)[0, 1] == pytest.approx(1 / 3)

@@ -54,6 +54,12 @@ def test_the_best_come_first_within_a_parent(seed: int, count: int, least: float
     assert set(higher) <= set(every)
 
 
+def test_what_takes_the_limit_to_the_px_is_taken() -> None:
+    gains, costs, parents = np.array([9.0, 5.0, 0.01]), np.array([30, 20, 1]), np.zeros(3, int)
+    assert take_chips(gains, costs, parents, 50).tolist() == [0, 1]
+    assert take_chips(gains, costs, parents, 49).tolist() == [0]
+
+
 @settings(max_examples=200, deadline=None)
 @given(SEEDS, st.integers(0, 30))
 def test_the_floor_is_the_lowest_that_keeps_the_limit(seed: int, count: int) -> None:
@@ -141,6 +147,13 @@ def test_what_a_scale_does_not_need_goes_to_the_finer_ones() -> None:
     assert allowance(rule, factors, [100, 50], [0, 1, 0], 2) == 400
     assert allowance(BudgetRule(50), factors, [100], [0, 0, 0], 1) == 0
     assert allowance(BudgetRule(None, 3.0), factors, [100], [0, 5, 0], 1) == INF
+
+
+def test_what_is_left_is_not_passed_on_once_any_coarser_scale_refused_a_chip() -> None:
+    """Of 800 px a quarter each for the two middle scales, half for the finest."""
+    rule, factors, spent = BudgetRule(900), [1.0, 1.0, 1.0, 2.0], [100, 200, 50]
+    assert allowance(rule, factors, spent, [0, 1, 0, 0], 3) == 400
+    assert allowance(rule, factors, spent, [0, 0, 0, 0], 3) == 550
 
 
 # ---- the cascade itself

@@ -13,11 +13,19 @@ from numpy.typing import NDArray
 
 from af_pipeline.core.budget import BudgetRule
 from af_pipeline.core.cascade import advance, look, start_row
-from af_pipeline.core.chips import forward_pixels, network_size, next_chips, step_price
+from af_pipeline.core.chips import (
+    Crop,
+    Tile,
+    focus_map,
+    forward_pixels,
+    network_size,
+    next_chips,
+    step_price,
+)
 from af_pipeline.core.focus import STRIDE, ChipRule, chips_from_map, component_rects, focus_cells
 from af_pipeline.core.lanes import canvas_sides, lane_of, make_lanes
 from af_pipeline.core.pixels import ArrayPixels
-from af_pipeline.core.plan import Plan
+from af_pipeline.core.plan import Plan, TileRule
 from af_pipeline.core.scales import Scale
 from af_pipeline.core.schema import Candidate, Chip, ImageRow, rows_to_table
 from tests.helpers.fakes import GradedPredictor, TouchyPredictor, glow, make_plan, run_cascade
@@ -145,6 +153,42 @@ def test_a_merge_that_needs_tiles_is_charged_for_their_overlap() -> None:
     # 448 px at the next scale: two tiles of 256 px, whose overlap is forwarded twice.
     assert price.side(union) == 2 * price.side(one)
     assert price.side(np.array([257])) == 3 * price.side(one)
+
+
+# ---- maps of tiles and candidates of several chips
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_where_tiles_overlap_the_higher_focus_counts(order: tuple[int, int]) -> None:
+    crop = Crop(0, 0, Chip(0, -1, (0, 0, 80, 16), 1.0), 16, 80, (1.0, 1.0), TileRule(48, 16))
+    maps = [
+        (Tile(0, (0, 0, 48, 16), 0), np.array([[0.1, 0.2, 0.9]], np.float32)),
+        (Tile(0, (32, 0, 80, 16), 0), np.array([[0.3, 0.4, 0.5]], np.float32)),
+    ]
+    whole = focus_map(crop, [maps[i] for i in order])
+    np.testing.assert_allclose(whole, [[0.1, 0.2, 0.9, 0.4, 0.5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("budget", "made"),
+    [
+        (None, [((60, 0, 100, 20), 0.5, 5.0, 0)]),
+        # The second would change with whether the first is affordable.
+        (BudgetRule(), [((60, 0, 80, 20), 0.25, 2.0, 0), ((80, 0, 100, 20), 0.75, 3.0, 1)]),
+    ],
+)
+def test_chips_of_two_parents_are_one_with_the_gain_of_both_but_not_under_a_budget(
+    budget: BudgetRule | None, made: list[tuple]
+) -> None:
+    row, plan = ImageRow("0", "", 200, 100), plan_of("even", replace(RULE, merge="paper"))
+    row.ledger.pixels, row.ledger.padded, row.ledger.refused = [0] * 3, [0] * 3, [0] * 3
+    row.chips = [Chip(0, 0, (0, 0, 120, 100), 1.0), Chip(0, 0, (50, 0, 200, 100), 1.0)]
+    row.candidates = [
+        Candidate((60, 0, 80, 20), 0.25, 2.0, 0),
+        Candidate((80, 0, 100, 20), 0.75, 3.0, 1),
+    ]
+    found = next_chips(row, 0, replace(plan, budget=budget))
+    assert found == [Candidate(*one) for one in made]
 
 
 # ---- context

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from af_pipeline.core.focus import (
+    AREA,
     STRIDE,
     ChipRule,
+    Price,
     chips_from_map,
     component_rects,
     focus_cells,
@@ -160,7 +162,7 @@ def test_padding_gives_no_chip() -> None:
 def test_focus_is_the_mean_of_what_counts() -> None:
     focus = np.zeros((20, 20))
     focus[4, 4], focus[4, 5], focus[5, 5] = 0.5, 0.7, 0.3
-    rects, mean, gain = chips_from_map(focus, ChipRule(0.4, 3, 64), (320, 320))
+    rects, mean, gain = chips_from_map(focus, ChipRule(0.5, 3, 64), (320, 320))
     assert len(rects) == 1
     assert mean[0] == pytest.approx(0.6)
     assert gain[0] == pytest.approx(1.2)
@@ -301,10 +303,12 @@ def test_containers_keep_neighbours_apart() -> None:
     assert len(merge_rects(rects, PAPER, 0, rects_of((0, 0, 20, 10)))) == 1
 
 
-def test_cost_decides_at_its_bound() -> None:
+@pytest.mark.parametrize("price", [AREA, Price(lambda sides: 2 * sides, 4.0)])
+def test_cost_decides_at_its_bound(price: Price) -> None:
+    """In px of the map's scale, whatever the next one's factor is."""
     rects = rects_of((0, 0, 4, 4), (5, 0, 9, 4))  # the union has 4 cells more
-    assert len(merge_rects(rects, "cost", 3.9)) == 2
-    assert len(merge_rects(rects, "cost", 4.0)) == 1
+    assert len(merge_rects(rects, "cost", 3.9, price=price)) == 2
+    assert len(merge_rects(rects, "cost", 4.0, price=price)) == 1
 
 
 def test_unknown_merge_rule() -> None:
@@ -350,3 +354,9 @@ def test_projection_of_a_known_chip() -> None:
     parent = (100, 50, 740, 530)
     chips = project_chips(rects_of((16, 32, 160, 128)), parent, (0.5, 0.5))
     assert chips.tolist() == [[132, 114, 420, 306]]
+
+
+def test_projection_of_whole_px_takes_no_further_ones() -> None:
+    # Divided by the factors the edges are 50 - 7e-15 and 49 + 7e-15.
+    chips = project_chips(rects_of((0, 112, 64, 224)), (0, 0, 98, 100), (224 / 100, 128 / 98))
+    assert chips.tolist() == [[0, 50, 49, 100]]

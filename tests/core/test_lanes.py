@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from af_pipeline.core.lanes import (
     TILE_STEP,
     Lane,
+    LaneConfig,
     canvas_sides,
     lane_of,
     make_lanes,
@@ -45,6 +46,15 @@ def test_lanes_are_all_pairs_smallest_first() -> None:
 )
 def test_the_smallest_lane_that_fits(size: tuple[int, int], lane: Lane) -> None:
     assert LANES[lane_of(*size, LANES)] == lane
+
+
+@pytest.mark.parametrize(
+    ("sides", "reason"),
+    [((256, 304), "multiples of 32"), ((256, 256), "must rise"), ((), "multiples of 32")],
+)
+def test_sides_that_cannot_be_are_refused(sides: tuple[int, ...], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        LaneConfig(sides=sides)
 
 
 @settings(max_examples=100, deadline=None)
@@ -90,6 +100,11 @@ def test_pieces_are_at_most_one_more_than_needed(length: int, overlap: int) -> N
 def test_what_fits_is_one_piece() -> None:
     assert split_axis(512, 512, 128) == [(0, 512)]
     assert len(split_axis(513, 512, 128)) == 2
+
+
+def test_pieces_are_as_small_as_their_number_allows() -> None:
+    # Steps of 288 and 320 px; each piece ends 128 px behind the start of the next.
+    assert split_axis(1000, 512, 128) == [(0, 416), (288, 736), (608, 1000)]
 
 
 def test_an_overlap_that_leaves_no_step() -> None:

@@ -65,6 +65,23 @@ def test_a_part_of_an_array_holds_the_whole_only_where_that_is_kept(keep: bool) 
     assert np.shares_memory(part.array, image) == keep
 
 
-def test_what_is_no_picture_is_refused() -> None:
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((3, 3), np.uint8),
+        np.zeros((3, 3, 4), np.uint8),
+        np.zeros((0, 3, 3), np.uint8),
+        np.zeros((3, 3, 3), np.float32),
+    ],
+)
+def test_what_is_no_picture_is_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"\[H, W, 3\]"):
-        as_pixels(np.zeros((3, 3), np.uint8))
+        as_pixels(image)
+
+
+def test_a_resize_to_nothing_is_refused_and_one_to_the_same_size_is_no_copy() -> None:
+    image = np.zeros((5, 7, 3), np.uint8)
+    assert resize(image, 5, 7) is image
+    for size in ((0, 7), (5, 0)):
+        with pytest.raises(ValueError, match="both must be at least 1"):
+            resize(image, *size)

@@ -8,7 +8,7 @@ import pytest
 from af_pipeline.core.budget import BudgetRule
 from af_pipeline.core.focus import ChipRule
 from af_pipeline.core.lanes import make_lanes
-from af_pipeline.core.plan import TileRule, with_gain_floor
+from af_pipeline.core.plan import TileRule, unfocused, with_gain_floor
 from af_pipeline.core.scales import Scale
 from af_pipeline.core.stacking import StackRule
 from af_pipeline.settings.index import IndexConfig
@@ -87,6 +87,15 @@ def test_tiles_are_a_grid_of_one_finer_scale() -> None:
     assert middle.scales == (Scale(0.5), Scale(1.0))
 
 
+def test_tiles_that_no_lane_holds_are_as_large_as_the_largest() -> None:
+    """And leave three steps of 32 px beside their overlap, as the smallest windows do."""
+    tiles, lanes = {"side": 512, "overlap": 320}, {"sides": [256], "overlap": 96}
+    plan = build_plan(config(mode="tiles", tiles=tiles, lanes=lanes))
+    assert plan.tiling(1, 2.0) == TileRule(256, 160)
+    least = build_plan(config(mode="tiles", tiles={"side": 128, "overlap": 32}))
+    assert least.tiling(1, 2.0) == TileRule(128, 32)
+
+
 @pytest.mark.parametrize(
     ("tiles", "reason"),
     [
@@ -138,6 +147,8 @@ def test_the_budget_of_an_image_is_the_plans_and_that_of_a_run_waits_for_its_flo
     assert build_plan(config()).budget is None
     plan = build_plan(config(focus=focus))
     assert plan.budget == BudgetRule(9e6, 0.0)
+    assert with_gain_floor(plan, 2.5).budget == BudgetRule(9e6, 2.5)
+    assert unfocused(plan) == build_plan(config(mode="pyramid"))
     assert plan.rules[0] == ChipRule(0.1, chip_cost=4096, context=24)
     whole = build_plan(config(focus=focus | {"budget_per": "run"}))
     assert whole.budget == BudgetRule(None, 0.0)

@@ -38,6 +38,12 @@ def test_factor_overrides_the_image_size() -> None:
     assert Scale(0.25).factor_for(123, 45678) == 0.25
 
 
+@pytest.mark.parametrize("sides", [(480, -1), (-1, 512), (480, 512)])
+def test_a_factor_beside_the_resolution_rule_is_refused(sides: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="not both"):
+        Scale(1.0, *sides)
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 9000), st.integers(1, 9000))
 def test_resolution_rule_keeps_its_bounds(height: int, width: int) -> None:

@@ -81,6 +81,14 @@ def test_a_part_without_its_other_half_is_kept_and_counted() -> None:
     assert (row.ledger.cut_seam, row.ledger.joined_seam) == (1, 0)
 
 
+def test_a_cut_part_that_its_scale_does_not_answer_for_is_counted_once() -> None:
+    image = paint(np.array([[100, 100, 400, 140]]), 500, 500)
+    scales = (Scale(1.0, valid_range=(200, -1)),)
+    plan = make_plan("whole", scales=scales, rules=(), lanes=make_lanes((256,)), overlap=32)
+    (row,) = run_cascade([image], plan, HalfBlindPredictor())
+    assert (row.ledger.dropped_range, row.ledger.cut_seam) == (1, 0)
+
+
 TILE, TILES = (96, 0, 224, 128), [(0, 0, 128, 128), (96, 0, 224, 128), (192, 0, 300, 128)]
 
 
@@ -131,6 +139,15 @@ def test_parts_are_joined_where_label_and_extent_agree() -> None:
         (5, [96, 90, 150, 120], True),
     ]
     assert best[member].tolist() == [0, 0, 0, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("low", "objects"), [(50, 1), (49, 2)])
+def test_parts_are_joined_from_half_of_their_extent_on(low: int, objects: int) -> None:
+    boxes = np.array([[50, 0, 128, 100], [96, 0, 150, low]], np.float32)
+    cuts = np.array([[False, False, True, False], [True, False, False, False]])
+    cells = np.array([[0, 0], [1, 0]])
+    best, *_ = join_parts(boxes, np.array([0.9, 0.8]), np.array([1, 1]), cuts, cells)
+    assert len(best) == objects
 
 
 def test_what_leaves_the_chip_across_a_seam_leaves_no_part() -> None:
