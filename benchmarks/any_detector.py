@@ -7,7 +7,7 @@ Each case distils a focus network from photographs without labels (jobs/distill.
 method over other photographs, image by image in turns, in one process. `kept`: share of the
 pyramid's confident detections (score 0.5, IoU 0.5) found again; `MP`: network px an image without
 padding; seconds of CPU time an image, all threads, decoding apart. SAHI (extra `bench`) calls the
-same detector with slices of two sizes and the whole image; the better of the two by AP counts.
+same detector with slices of two sizes and the whole image, merged by its default and by NMS.
 
 `scenes` are composites: photographs of COCO, reduced to 300 to 640 px, on satellite photographs of
 6.5 MP, since no real set of large images with objects of COCO and labels is at hand.
@@ -225,12 +225,13 @@ def cascade(config: IndexConfig) -> Method:
     return lambda row, image: run_cascade(row, image, plan, predict)
 
 
-def sahi(config: IndexConfig, slice_side: int, side: int) -> Method:
+def sahi(config: IndexConfig, slice_side: int, side: int, merge: str) -> Method:
     """SAHI's sliced prediction of the same detector, as its adapters do it: every slice, and the
-    whole image, resized to ``side``."""
+    whole image, resized to ``side``. ``merge``: its GREEDYNMM (the default) or NMS."""
     from sahi.models.base import DetectionModel
     from sahi.predict import get_sliced_prediction
     from sahi.prediction import ObjectPrediction
+    from sahi.utils.compatibility import fix_full_shape_list, fix_shift_amount_list
 
     predict = open_detector(config).predictor()
     assert isinstance(predict, ForeignPredictor)
@@ -253,8 +254,8 @@ def sahi(config: IndexConfig, slice_side: int, side: int) -> Method:
             self, shift_amount_list: Any = None, full_shape_list: Any = None
         ) -> None:
             answer, factor, size = self._original_predictions
-            shift = (shift_amount_list or [[0, 0]])[0]
-            full = (full_shape_list or [list(size)])[0]
+            shift = fix_shift_amount_list(shift_amount_list or [0, 0])[0]
+            full = fix_full_shape_list(full_shape_list or list(size))[0]
             boxes = np.clip(answer.boxes / factor, 0, [*size[::-1]] * 2)
             self._object_prediction_list_per_image = [
                 [
@@ -282,6 +283,8 @@ def sahi(config: IndexConfig, slice_side: int, side: int) -> Method:
             slice_width=slice_side,
             overlap_height_ratio=0.2,
             overlap_width_ratio=0.2,
+            postprocess_type=merge,
+            postprocess_match_metric="IOS" if merge == "GREEDYNMM" else "IOU",
             verbose=0,
         )
         found = result.object_prediction_list
@@ -354,7 +357,9 @@ def run_case(name: str, case: Case, out: Path, steps: int) -> list[dict[str, Any
     methods["autofocus, distilled first"] = cascade(focused.model_copy(update={"focus": skipping}))
     try:
         methods |= {
-            f"SAHI {size} px": sahi(config, size, case.side) for size in (case.side, case.side // 2)
+            f"SAHI {size} px, {merge}": sahi(config, size, case.side, merge)
+            for size in (case.side, case.side // 2)
+            for merge in ("GREEDYNMM", "NMS")
         }
     except ImportError as error:
         print(f"without SAHI: {error}")

@@ -24,7 +24,7 @@ from af_pipeline.core.cascade import Prediction, Predictor
 from af_pipeline.core.focus import STRIDE
 from af_pipeline.core.lanes import Lane
 from af_pipeline.models.info import CheckpointError, info_path
-from af_pipeline.models.predictor import pad_batch
+from af_pipeline.models.predictor import folded, pad_batch, use_bf16
 
 SCHEMA_VERSION = 1
 FOCUS, PRESENT = 0, 1  # channels: objects for a finer scale; objects to be found at this one
@@ -111,7 +111,8 @@ class FocusedPredictor:
         self, predict: Predictor, network: FocusNetwork, device: torch.device, first: bool = False
     ) -> None:
         self.predict, self.device, self.first = predict, device, first
-        self.network = network.to(device).eval()
+        self.network, self.info = folded(network).to(device), network.info
+        self.bf16 = use_bf16("auto", device)
         self.class_names = predict.class_names
         self.spread = getattr(predict, "spread", map)
 
@@ -127,12 +128,14 @@ class FocusedPredictor:
 
     def _seen(self, maps: NDArray[np.float32], crop: NDArray[np.uint8]) -> bool:
         rows, columns = (-(-side // STRIDE) for side in crop.shape[:2])
-        return bool((maps[PRESENT, :rows, :columns] >= self.network.info.present).any())
+        return bool((maps[PRESENT, :rows, :columns] >= self.info.present).any())
 
     @torch.inference_mode()
     def _maps(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         batch = torch.from_numpy(pad_batch(crops, None)).to(self.device).permute(0, 3, 1, 2)
-        maps: NDArray[np.float32] = self.network(batch).sigmoid().cpu().numpy()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.network(batch)
+        maps: NDArray[np.float32] = logits.float().sigmoid().cpu().numpy()
         return maps
 
 

@@ -26,7 +26,7 @@ from af_pipeline.settings.index import IndexConfig
 from af_pipeline.sniper.sample import PAD_VALUE
 
 Switch = bool | Literal["auto"]
-AnyDetector = TypeVar("AnyDetector", bound=Detector)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def pad_batch(
@@ -172,13 +172,13 @@ def use_bf16(switch: Switch, device: torch.device) -> bool:
 # ---- folding
 
 
-def folded(detector: AnyDetector) -> AnyDetector:
+def folded(network: Network) -> Network:
     """A copy in eval mode whose batch norms are part of the convolutions before them.
 
     It does the same with fewer passes over memory. Frozen batch norms too; group norms stay, they
     depend on the input. For inference only: its state dict no longer fits the checkpoint's.
     """
-    copied = copy.deepcopy(detector).eval()
+    copied = copy.deepcopy(network).eval()
     for module in list(copied.modules()):
         if isinstance(module, Tower):
             module.fold()

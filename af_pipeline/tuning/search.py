@@ -80,6 +80,11 @@ class Trial:
         """AP, or recall where there is no ground truth."""
         return self.recall if self.ap is None else self.ap
 
+    @property
+    def margin(self) -> float:
+        """Margin of chips around their cells, of all steps, network px of the maps' scales."""
+        return float(sum(one.context for one in self.rules if one is not None))
+
     def record(self) -> dict[str, Any]:
         """A flat row for charts and tables, without the rules."""
         own = {name: value for name, value in vars(self).items() if name not in ("scores", "rules")}
@@ -260,6 +265,26 @@ def pick(trials: Sequence[Trial], pyramid: Trial, rule: TuneRule, count: int) ->
     chosen = allowed[0] if allowed else int(np.argmax([one.recall for one in line]))
     near = sorted(range(len(line)), key=lambda index: (abs(index - chosen), index))
     return [line[index] for index in near[:count]]
+
+
+def pick_safer(trials: Sequence[Trial], rule: TuneRule, pyramid: Trial, count: int) -> list[Trial]:
+    """Settings that keep to the limits by replay with ever more pixels, by rising pixels.
+
+    A replay does not know what a detector misses at the edges of chips: of about equal pixels, the
+    setting with the widest margin around its cells comes first. Where none keeps to the limits,
+    those that lose fewest confident detections are taken.
+    """
+    best = max(one.recall for one in trials)
+    allowed = [one for one in trials if one.allowed(rule, pyramid)]
+    allowed = allowed or [one for one in trials if one.recall >= best]
+    pixels = np.log([one.pixels for one in allowed])
+    edges = np.linspace(pixels.min(), pixels.max(), count + 1)[1:-1]
+    groups: dict[int, list[Trial]] = {}
+    for one, place in zip(allowed, np.searchsorted(edges, pixels).tolist(), strict=True):
+        groups.setdefault(place, []).append(one)
+    return [
+        max(groups[place], key=lambda one: (one.margin, one.pixels)) for place in sorted(groups)
+    ]
 
 
 def shift_threshold(rule: ChipRule, shift: float) -> ChipRule:

@@ -42,6 +42,7 @@ from af_pipeline.tuning.search import (
     Trial,
     frontier,
     pick,
+    pick_safer,
     rules_at,
     shift_threshold,
     true_positives,
@@ -199,8 +200,8 @@ def _confirmed(
     """What was run for real, the full pyramid first, scored by the reference that it makes.
 
     A detector sees less at the edges of a chip than a replay knows. Where nothing that was run
-    keeps to the limits, safer settings are: those that by replay do so with as much to spare as
-    was lost on the way.
+    keeps to the limits, safer settings are run: those that by replay keep to them with as much to
+    spare as was lost on the way, and with ever more pixels.
     """
     rule, limits = tuning.rule, tuning.rule
     runs = _runs(tuning, pick(replayed, pyramid, rule, rule.confirm))
@@ -212,7 +213,7 @@ def _confirmed(
             break
         limits = _tightened(limits, trials, replayed)
         known = {one.name for one in trials}
-        safer = pick(replayed, pyramid, limits, rule.confirm)
+        safer = pick_safer(replayed, limits, pyramid, rule.confirm)
         runs = [
             (one, replace(tuning.plan, rules=one.rules)) for one in safer if one.name not in known
         ]

@@ -26,6 +26,7 @@ from af_pipeline.tuning.search import (
     Trial,
     frontier,
     pick,
+    pick_safer,
     rules_at,
     setting_name,
     shift_threshold,
@@ -203,6 +204,22 @@ REPLAYED = [
           {"AP": None, "recall": recall, "pixels": 1e6 * recall})
     for recall in (0.80, 0.90, 0.92, 0.94, 0.96, 0.97, 0.98, 0.99)
 ]  # fmt: skip
+
+
+def test_safer_settings_take_more_pixels_and_the_widest_margin() -> None:
+    def one(pixels: float, recall: float, context: int) -> Trial:
+        scores = {"AP": None, "recall": recall, "pixels": pixels}
+        return Trial("autofocus", f"{pixels}-{context}", (ChipRule(context=context), None), scores)
+
+    trials = [one(pixels, 1.0, context) for pixels in (1e6, 2e6, 4e6) for context in (0, 16)]
+    trials += [one(8e6, 0.9, 99)]
+    rule, pyramid = asked(max_lost=0.05), trial(9e9, 1.0)
+    assert [t.setting for t in pick_safer(trials, rule, pyramid, 3)] == [
+        "1000000.0-16", "2000000.0-16", "4000000.0-16"
+    ]  # fmt: skip
+    never = asked(max_lost=-1)
+    assert [t.pixels for t in pick_safer(trials, never, pyramid, 2)] == [2e6, 4e6]
+    assert pick_safer(trials[:1], rule, pyramid, 3) == trials[:1]
 
 
 @pytest.mark.parametrize(
