@@ -74,7 +74,7 @@ def part(source: Path, to: Path, keep: Callable[[int], bool]) -> Path:
 
 
 def scenes(data: Path, folder: Path, count: int, first: int, last: int) -> Path:
-    """Composites of the photographs ``first`` to ``last`` of coco128, five in each."""
+    """Composites of the photographs ``first`` to ``last`` of coco128, two in each."""
     coco = json.loads((data / "coco128/val.json").read_text())
     grounds = sorted((data / "airbus-aircraft/images").iterdir())
     photos = sorted(coco["images"], key=lambda one: one["id"])[first:last]
@@ -85,7 +85,7 @@ def scenes(data: Path, folder: Path, count: int, first: int, last: int) -> Path:
     for number in range(count):
         canvas = cv2.imread(str(grounds[(first + number) % len(grounds)]))
         taken: list[tuple[int, int, int, int]] = []
-        for index in rng.permutation(len(photos))[:5]:
+        for index in rng.permutation(len(photos))[:2]:
             photo = photos[index]
             pixels = cv2.imread(str(data / "coco128/images" / photo["file_name"]))
             factor = rng.uniform(300, 640) / max(pixels.shape[:2])
@@ -155,16 +155,20 @@ def cases(data: Path, out: Path, mine: Path | None) -> dict[str, Case]:
                 f"detector.path={detectors / 'ppocr_text/ch_PP-OCRv3_det_infer.onnx'}",
                 "detector.class_names=[text_line]",
             ),
-            part(receipts, out / "receipts_learn.json", lambda i: i % 2 == 0),
-            part(receipts, out / "receipts_test.json", lambda i: i % 2 == 1),
+            part(receipts, out / "receipts_learn.json", lambda i: i % 5 < 3),
+            part(receipts, out / "receipts_test.json", lambda i: i % 5 >= 3),
             data / "receipts/images",
             640,
             7,
-            3,
+            5,
         ),
         "scenes, YOLOX": Case(
             "configs/index/coco_yolox.yaml",
-            (f"detector.path={detectors / 'yolox_nano/yolox_nano.onnx'}",),
+            (
+                f"detector.path={detectors / 'yolox_nano/yolox_nano.onnx'}",
+                "pyramid=[{max_side: 832}, {max_side: 2496}]",
+                "focus.steps=[{threshold: 0.05, dilation: 3, context: 32, min_size: 64}]",
+            ),
             learn,
             test,
             scene,
@@ -174,7 +178,10 @@ def cases(data: Path, out: Path, mine: Path | None) -> dict[str, Case]:
         ),
         "scenes, RTMDet": Case(
             "configs/index/persons_rtmdet.yaml",
-            (f"detector.path={detectors / 'rtmdet_nano_person/end2end.onnx'}",),
+            (
+                f"detector.path={detectors / 'rtmdet_nano_person/end2end.onnx'}",
+                "pyramid=[{max_side: 640}, {max_side: 1280}, {max_side: 2560}]",
+            ),
             only_class(learn, out / "persons_learn.json", "person"),
             only_class(test, out / "persons_test.json", "person"),
             scene,

@@ -152,6 +152,7 @@ def _train(network: FocusNetwork, crops: Crops, rule: DistillRule, tell: Tell) -
         begin = state["step"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
+    torch.set_flush_denormal(True)  # moments that decay would make a step take seconds
     network.train()
     began, mean = time.perf_counter(), 0.0
     for step in range(begin, rule.steps):

@@ -199,7 +199,7 @@ def _confirmed(
 ) -> tuple[Reference, list[Trial]]:
     """What was run for real, the full pyramid first, scored by the reference that it makes.
 
-    A detector sees less at the edges of a chip than a replay knows. Where nothing that was run
+    A detector sees less at the edges of a chip than a replay knows. Where nothing found by replay
     keeps to the limits, safer settings are run: those that by replay keep to them with as much to
     spare as was lost on the way, and with ever more pixels.
     """
@@ -208,8 +208,9 @@ def _confirmed(
     rows, seconds = tuning.runner.confirm(tuning.sample.tune, dict(_named(runs)))
     reference = tuning.reference(rows["pyramid"])
     trials = _scored(runs, rows, seconds, reference)
+    searched = {one.name for one in replayed}
     for number in range(1, ROUNDS):
-        if _choose(trials, rule)[2]:
+        if any(one.allowed(rule, trials[0]) for one in trials if one.name in searched):
             break
         limits = _tightened(limits, trials, replayed)
         known = {one.name for one in trials}
