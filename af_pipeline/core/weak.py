@@ -24,7 +24,7 @@ def weak_focus(
     focus = np.zeros((-(-height // STRIDE), -(-width // STRIDE)), np.float32)
     small = np.flatnonzero(box_side(boxes) < below)
     low = (np.maximum(boxes[:, :2], 0) // STRIDE).astype(np.int64)
-    high = -(-boxes[:, 2:] // STRIDE).astype(np.int64)
+    high = -(-np.maximum(boxes[:, 2:], 0) // STRIDE).astype(np.int64)
     for i in small:
         part = focus[low[i, 1] : high[i, 1], low[i, 0] : high[i, 0]]
         np.maximum(part, scores[i], out=part)

@@ -61,7 +61,8 @@ class ForeignPredictor:
         self.detector, self.config, self.spread = detector, config, spread
         self.class_names = detector.class_names
         iou = 1.0 if detector.suppresses else selection.nms_iou
-        self.selection, self.least = Selection(WEAK_SCORE, iou, selection.most), selection.min_score
+        self.least = selection.min_score
+        self.selection = Selection(min(WEAK_SCORE, self.least), iou, selection.most)
 
     def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> list[Prediction]:
         """Crops uint8 [h, w, 3] RGB that fit ``lane`` -> predictions in network px."""
@@ -95,9 +96,14 @@ class ForeignPredictor:
             self.selection,
         )
         found, score = output.boxes.numpy(), output.scores.numpy()
+        labels = output.labels.numpy().astype(np.int32)
+        if labels.max(initial=-1) >= len(self.class_names):
+            raise ValueError(
+                f"{self.config.path} answers with label {labels.max()}, and only "
+                f"{len(self.class_names)} classes are named: set detector.class_names"
+            )
         focus = weak_focus(found, score, height, width, self.config.focus_below)
         kept = score >= self.least
-        labels = output.labels.numpy().astype(np.int32)
         padded = room - height * width
         return Prediction(found[kept], score[kept], labels[kept], focus, padded, output.dropped)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from af_pipeline.config import ConfigError
 from af_pipeline.core.budget import BudgetRule
 from af_pipeline.core.focus import ChipRule
 from af_pipeline.core.lanes import TILE_STEP, LaneConfig, make_lanes
@@ -50,17 +51,23 @@ def fit_lanes(config: IndexConfig, shape: tuple[int, int] | None) -> IndexConfig
     """The config for a detector that takes only inputs of ``shape`` (height, width); None: any.
 
     Lanes left at their default become the one that fits; an oblong input is used by its shorter
-    side. Raises ValueError for others that do not fit.
+    side. Raises ConfigError for others that do not fit, and for an input too small for tiles.
     """
     if shape is None:
         return config
     side = min(shape) // TILE_STEP * TILE_STEP
     if config.lanes == LaneConfig():
-        overlap = min(config.lanes.overlap, side // 4)
+        most = side - 3 * TILE_STEP  # what tiles leave of a side
+        if most < 0:
+            raise ConfigError(
+                f"the detector takes inputs of {shape[0]}x{shape[1]} px only: sides of "
+                f"{3 * TILE_STEP} at least are needed, export it with a larger input"
+            )
+        overlap = min(config.lanes.overlap, side // 4, most)
         lanes = LaneConfig(sides=(side,), overlap=overlap, pad=True, fill=True)
         return config.model_copy(update={"lanes": lanes})
     if config.lanes.sides[-1] > side:
-        raise ValueError(
+        raise ConfigError(
             f"the detector takes inputs of {shape[0]}x{shape[1]} px only, and lanes.sides go to "
             f"{config.lanes.sides[-1]}: leave lanes out of the config, or end them at {side}"
         )

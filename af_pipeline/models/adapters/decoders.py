@@ -32,7 +32,8 @@ class Family:
     """What detectors of one family have in common.
 
     ``decode``; the input they were trained with: ``colours``, ``mean`` and ``std`` in that order,
-    of values 0 to 255; ``suppresses``: their outputs went through an NMS, or need none.
+    of values 0 to 255; ``suppresses``: their outputs went through an NMS, or need none; ``lists``:
+    each box has a label, so that their outputs do not show how many classes there are.
     """
 
     decode: Callable[[Outputs, Size], Decoded]
@@ -40,6 +41,7 @@ class Family:
     mean: tuple[float, float, float] = (0, 0, 0)
     std: tuple[float, float, float] = (1, 1, 1)
     suppresses: bool = False
+    lists: bool = False
 
 
 class LayoutError(ValueError):
@@ -113,7 +115,7 @@ def yolov8(outputs: Outputs, size: Size) -> Decoded:
 def detr(outputs: Outputs, size: Size) -> Decoded:
     """DETR's relatives with a sigmoid (Deformable DETR, RT-DETR, D-FINE) as their networks answer:
     logits [Q, C] and relative centre and side [Q, 4]."""
-    named = [value for name, value in outputs.items() if "box" in name and value.shape[-1] == 4]
+    named = [value for name, value in outputs.items() if "box" in name and value.shape[-1:] == (4,)]
     logits = [value for name, value in outputs.items() if "logit" in name or "score" in name]
     if not named or not logits:
         raise LayoutError(f"expected logits [Q, C] and boxes [Q, 4], found {shapes(outputs)}")
@@ -135,11 +137,13 @@ def nanodet(outputs: Outputs, size: Size) -> Decoded:
 
 def ssd(outputs: Outputs, size: Size) -> Decoded:
     """SSD and UltraFace: scores [A, 1 + C], background first, and relative corners [A, 4]."""
-    boxes = [value for value in outputs.values() if value.shape[-1:] == (4,)]
-    scores = [value for name, value in outputs.items() if "box" not in name]
-    if not boxes or not scores or scores[0].ndim != 2:
+    flat = {name: value for name, value in outputs.items() if value.ndim == 2}
+    # By its name first: three classes and the background have four columns too.
+    boxes = sorted((n for n in flat if flat[n].shape[1] == 4), key=lambda name: "box" not in name)
+    scores = [value for name, value in flat.items() if name != boxes[0]] if boxes else []
+    if not scores or len(scores[0]) != len(flat[boxes[0]]) or scores[0].shape[1] < 2:
         raise LayoutError(f"expected scores [A, 1 + C] and boxes [A, 4], found {shapes(outputs)}")
-    return boxes[0] * np.tile(np.array([size[1], size[0]], np.float32), 2), scores[0][:, 1:]
+    return flat[boxes[0]] * np.tile(np.array([size[1], size[0]], np.float32), 2), scores[0][:, 1:]
 
 
 def fastestdet(outputs: Outputs, size: Size) -> Decoded:
@@ -205,7 +209,11 @@ def one_hot(boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> 
 
 def text_map(outputs: Outputs, size: Size) -> Decoded:
     """DBNet, PP-OCR: a probability map [1, H, W] of shrunk text regions; one class."""
-    maps = [value for value in outputs.values() if value.shape[-2:] == size]
+    maps = [
+        value
+        for value in outputs.values()
+        if value.shape[-2:] == size and value.size == size[0] * size[1]
+    ]
     if not maps:
         raise LayoutError(f"expected a map of {size[0]}x{size[1]} px, found {shapes(outputs)}")
     probability = maps[0].reshape(size)
@@ -226,20 +234,22 @@ FAMILIES: dict[str, Family] = {
     "yolov5": Family(yolov5, std=(255, 255, 255)),
     "yolov8": Family(yolov8, std=(255, 255, 255)),
     "detr": Family(detr, std=(255, 255, 255), suppresses=True),
-    "rtdetr": Family(listed, std=(255, 255, 255), suppresses=True),
+    "rtdetr": Family(listed, std=(255, 255, 255), suppresses=True, lists=True),
     "nanodet": Family(nanodet, "bgr", _IMAGENET_MEAN[::-1], _IMAGENET_STD[::-1]),
     "ssd": Family(ssd, "rgb", (127, 127, 127), (128, 128, 128)),
     "fastestdet": Family(fastestdet, "bgr", std=(255, 255, 255)),
     "yunet": Family(yunet, "bgr"),
-    "boxes": Family(listed, "bgr", _IMAGENET_MEAN[::-1], _IMAGENET_STD[::-1], suppresses=True),
+    "boxes": Family(
+        listed, "bgr", _IMAGENET_MEAN[::-1], _IMAGENET_STD[::-1], suppresses=True, lists=True
+    ),
     "text_map": Family(text_map, "bgr", _IMAGENET_MEAN[::-1], _IMAGENET_STD[::-1]),
 }
 
 
-def family_of(outputs: Mapping[str, Sequence[Any]], has_names: bool) -> str | None:
+def family_of(outputs: Mapping[str, Sequence[Any]], classes: int) -> str | None:
     """The family that names and declared shapes of outputs (batch axis included) fit; None: none.
 
-    ``has_names``: the file holds class names in its metadata, as Ultralytics' exports do.
+    ``classes``: how many the file names in its metadata, as Ultralytics' exports do; 0: none.
     """
     names = set(outputs)
     if {"cls_8", "obj_8", "bbox_8"} <= names:
@@ -253,9 +263,15 @@ def family_of(outputs: Mapping[str, Sequence[Any]], has_names: bool) -> str | No
     if len(outputs) != 1:
         return None
     (shape,) = outputs.values()
-    if len(shape) == 3 and shape[2] == 6 and has_names:
+    if len(shape) != 3 or not classes:
+        return None
+    if shape[1] == 4 + classes:
+        return "yolov8"
+    if shape[2] == 6 and (classes > 1 or _few(shape[1])):  # of one class YOLOv5's has 6 as well
         return "rtdetr"
-    if len(shape) == 3 and has_names:  # [1, 4 + C, A] or [1, A, 5 + C]
-        few_rows = [isinstance(one, int) and one < 1000 for one in shape[1:]]
-        return {(True, False): "yolov8", (False, True): "yolov5"}.get((few_rows[0], few_rows[1]))
-    return None
+    return "yolov5" if shape[2] == 5 + classes else None
+
+
+def _few(rows: Any) -> bool:
+    """Whether so many are what a selection left: a YOLOv5 answers with thousands."""
+    return isinstance(rows, int) and rows <= 1000

@@ -38,7 +38,8 @@ class FunctionDetector:
         load = self._function()
         self.identity = _source_hash(load, config.path)
         detect = self._called(load, "cpu")
-        names = config.class_names or getattr(detect, "class_names", ())
+        own = getattr(detect, "class_names", ())
+        names = config.class_names or ((own,) if isinstance(own, str) else own)
         if not names:
             raise CheckpointError(
                 f"{config.path} returns a function without class_names: give it some, or set "
@@ -54,9 +55,9 @@ class FunctionDetector:
             sys.path.append(here)
         try:
             return getattr(import_module(module), name)
-        except (ImportError, AttributeError, SyntaxError) as error:
+        except Exception as error:  # whatever the module does when it is imported
             raise CheckpointError(
-                f"detector.path={self.path} cannot be imported: {error}; it is "
+                f"detector.path={self.path} cannot be imported: {error!r}; it is "
                 "MODULE:FUNCTION of a module in the current folder or an installed package"
             ) from error
 
@@ -76,13 +77,23 @@ class FunctionDetector:
     def __call__(self, batch: NDArray[np.uint8]) -> list[Found]:
         """As of `ForeignDetector`."""
         answers = self.detect(batch)
-        if len(answers) != len(batch):
-            raise ValueError(f"{self.path} gave {len(answers)} answers to {len(batch)} images")
-        return [self._checked(*map(np.asarray, one)) for one in answers]
+        if not isinstance(answers, (list, tuple)) or len(answers) != len(batch):
+            raise ValueError(
+                f"{self.path} gave {_said(answers)} to {len(batch)} images: expected a list of "
+                "(boxes, scores, labels), one for each image"
+            )
+        return [self._checked(one) for one in answers]
 
-    def _checked(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> Found:
-        count = len(scores)
-        if boxes.size != 4 * count or labels.shape != (count,) or scores.ndim != 1:
+    def _checked(self, one: Any) -> Found:
+        try:
+            boxes, scores, labels = map(np.asarray, one)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.path} gave {_said(one)} for an image: expected arrays boxes, scores and "
+                f"labels ({error})"
+            ) from error
+        count = scores.size
+        if scores.ndim != 1 or boxes.size != 4 * count or labels.shape != (count,):
             raise ValueError(
                 f"{self.path} gave boxes {boxes.shape}, scores {scores.shape} and labels "
                 f"{labels.shape}: expected [n, 4], [n] and [n]"
@@ -93,6 +104,11 @@ class FunctionDetector:
                 f"{len(self.class_names)} class_names"
             )
         return one_hot(boxes.reshape(-1, 4), scores, labels)
+
+
+def _said(value: Any) -> str:
+    size = f" of {len(value)}" if isinstance(value, (list, tuple)) else ""
+    return f"a {type(value).__name__}{size}"
 
 
 def _source_hash(function: Any, path: str) -> str:

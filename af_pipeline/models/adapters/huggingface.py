@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,33 @@ class HuggingFaceDetector:
                 list(config.prompts), padding=True, return_tensors="pt"
             )
             self.text = dict(tokens)
+        # Without it a model with learned positions takes inputs of one size only.
+        takes = inspect.signature(self.model.forward).parameters
+        name = "interpolate_pos_encoding"
+        self.options = {name: True} if name in takes else {}
+        # DETR and YOLOS answer with one more, "no object", and shares of one in sum.
+        self.answers = len(config.prompts) or len(labels)
+        if len(self.class_names) != self.answers:
+            raise CheckpointError(
+                f"{config.path} finds {self.answers} classes, and {len(self.class_names)} are "
+                "named: leave detector.class_names out, or name each"
+            )
+        self._check_run(config)
+
+    def _check_run(self, config: ForeignConfig) -> None:
+        """Look at one gray image, so that what is wrong is told before anything starts."""
+        side = -(-64 // config.multiple) * config.multiple
+        self.start("cpu", 1)
+        try:
+            self(np.full((1, side, side, 3), config.pad, np.uint8))
+        except CheckpointError:
+            raise
+        except Exception as error:  # of the library's many kinds
+            text = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"{config.path} does not run on an input of {side}x{side} px: {text}; "
+                "is detector.multiple what its sides must be multiples of?"
+            ) from error
 
     def _stated(self, name: str, default: Any) -> Any:
         images = getattr(self.processor, "image_processor", self.processor)
@@ -62,7 +90,7 @@ class HuggingFaceDetector:
         given = {
             name: value.repeat(len(batch), 1).to(self.device) for name, value in self.text.items()
         }
-        outputs = self.model(pixel_values=pixels, **given)
+        outputs = self.model(pixel_values=pixels, **given, **self.options)
         height, width = batch.shape[1:3]
         return [
             self._decoded(logits.float().cpu().numpy(), boxes.float().cpu().numpy(), height, width)
@@ -73,15 +101,16 @@ class HuggingFaceDetector:
         self, logits: NDArray[np.float32], boxes: NDArray[np.float32], height: int, width: int
     ) -> Decoded:
         """Logits [Q, C] or, of DETR and YOLOS, [Q, C + 1] with "no object" last."""
-        classes = len(self.class_names)
+        classes = self.answers
         if logits.shape[1] == classes + 1:
             shares = np.exp(logits - logits.max(1, keepdims=True))
             scores = (shares / shares.sum(1, keepdims=True))[:, :classes]
         elif logits.shape[1] == classes:
             scores = 1 / (1 + np.exp(-logits))
         else:
-            raise ValueError(
-                f"{self.path} answers with {logits.shape[1]} classes, {classes} are named"
+            raise CheckpointError(
+                f"{self.path} answers with {logits.shape[1]} scores a box, not with one for each "
+                f"of {classes} {'prompts' if self.prompts else 'classes'}: it is not supported"
             )
         scale = np.array([width, height], np.float32)
         return corners_of(boxes[:, :2] * scale, boxes[:, 2:] * scale), scores
@@ -103,4 +132,4 @@ def _read(config: ForeignConfig) -> tuple[Any, Any]:
         raise CheckpointError(
             f"{config.path} is no detector that transformers can load: {text}"
         ) from error
-    return model.eval(), processor
+    return model.float().eval(), processor  # a file of half precision is loaded as such

@@ -15,6 +15,7 @@ from af_pipeline.models.info import CheckpointError
 from af_pipeline.settings.detector import ForeignConfig
 
 _SIZES = "orig_target_sizes"  # second input of RT-DETR's exports: (width, height) of each image
+_PROBE = 256  # px of an input whose outputs tell families apart by their number of rows
 
 
 class OnnxDetector:
@@ -40,13 +41,17 @@ class OnnxDetector:
         self.dtype = _dtype(image, config.path)
         batch, *rest = image.shape
         sides = rest[:2] if self.channels_last else rest[1:]
+        if isinstance(batch, int) and batch > 1:
+            raise CheckpointError(
+                f"{config.path} takes batches of {batch} only: export it with a batch of 1 or any"
+            )
         self.single = batch == 1
         fixed = all(isinstance(side, int) and side > 0 for side in sides)
         self.shape = (int(sides[0]), int(sides[1])) if fixed else None
         meta = session.get_modelmeta().custom_metadata_map
         stated = _stated_names(meta.get("names", ""))
-        declared = {one.name: one.shape for one in session.get_outputs()}
-        name = config.decoder or family_of(declared, bool(stated))
+        declared = self._declared(session, config)
+        name = config.decoder or family_of(declared, len(stated))
         if name is None:
             raise CheckpointError(
                 f"{config.path} does not say what its outputs {declared} mean: set "
@@ -63,15 +68,34 @@ class OnnxDetector:
         self.session: Any = None
         self._check_run(config)
 
-    def _session(self, threads: int) -> Any:
+    def _declared(self, session: Any, config: ForeignConfig) -> dict[str, Sequence[Any]]:
+        """Shapes of the outputs; of those that the file leaves open, as a gray image has them."""
+        found = {one.name: one.shape for one in session.get_outputs()}
+        if config.decoder or all(isinstance(n, int) for shape in found.values() for n in shape):
+            return found
+        height, width = self.shape or (_side(_PROBE, config.multiple),) * 2
+        sides = (height, width, 3) if self.channels_last else (3, height, width)
+        feed = {session.get_inputs()[0].name: np.full((1, *sides), config.pad, self.dtype)}
+        if self.takes_sizes:
+            feed[_SIZES] = np.array([(width, height)], np.int64)
+        try:
+            return {
+                name: value.shape
+                for name, value in zip(found, session.run(None, feed), strict=True)
+            }
+        except Exception:  # of the C++ library; `_check_run` tells why
+            return found
+
+    def _session(self, threads: int, device: str = "cpu") -> Any:
         try:
             import onnxruntime
         except ImportError as error:
             raise missing_extra("onnx", error) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
-        there = onnxruntime.get_available_providers()
-        wanted = [one for one in ("CUDAExecutionProvider", "CPUExecutionProvider") if one in there]
+        wanted = ["CPUExecutionProvider"]
+        if device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            wanted.insert(0, "CUDAExecutionProvider")
         try:
             return onnxruntime.InferenceSession(self.data, options, providers=wanted)
         except Exception as error:  # its kinds are those of the C++ library
@@ -80,12 +104,12 @@ class OnnxDetector:
 
     def _check_run(self, config: ForeignConfig) -> None:
         """Decode one gray image, so that what is wrong is told before anything starts."""
-        side = max(64, -(-64 // config.multiple) * config.multiple)
+        side = _side(64, config.multiple)
         height, width = self.shape or (side, side)
         batch = np.full((1, height, width, 3), config.pad, np.uint8)
         self.start("cpu", 1)
         try:
-            (_, scores), *_ = self(batch)
+            (boxes, scores), *_ = self(batch)
         except LayoutError as error:
             raise CheckpointError(
                 f"{config.path} does not look like {self.family_name}: {error}; set "
@@ -99,23 +123,28 @@ class OnnxDetector:
             ) from error
         finally:
             self.session = None  # is no part of what travels to the actors
+        if self.family.lists and 0 < boxes.max(initial=0) <= 2:
+            raise CheckpointError(
+                f"{config.path} lists boxes as shares of the image, not in px as "
+                f"{self.family_name} does: export it with its postprocessing"
+            )
         classes = scores.shape[1]
         if not self.class_names:
             self.class_names = ("text",) if self.family_name == "text_map" else ()
         if not self.class_names:
-            known = "" if self.suppresses else f" {classes}"
+            known = "" if self.family.lists else f" {classes}"
             raise CheckpointError(
                 f"{config.path} does not name its{known} classes: set detector.class_names"
             )
-        if not self.suppresses and classes != len(self.class_names):
+        if not self.family.lists and classes != len(self.class_names):
             raise CheckpointError(
                 f"{config.path} finds {classes} classes, and {len(self.class_names)} are named "
                 f"({', '.join(self.class_names)[:80]}): set detector.class_names"
             )
 
     def start(self, device: str, threads: int) -> None:
-        """Make it ready to run in this process (ONNX Runtime takes a GPU where it was built so)."""
-        self.session = self._session(threads)
+        """As of `ForeignDetector`; a GPU is used where ONNX Runtime was built for it."""
+        self.session = self._session(threads, device)
         self.outputs = [one.name for one in self.session.get_outputs()]
         self.inputs = [one.name for one in self.session.get_inputs()]
 
@@ -140,9 +169,9 @@ class OnnxDetector:
 
     def _of_image(self, values: Sequence[NDArray[Any]], i: int, batch: int) -> dict[str, Any]:
         named = dict(zip(self.outputs, values, strict=True))
+        if batch == 1 and self.family.lists and max(value.ndim for value in values) <= 2:
+            return named  # graphs that list boxes without a batch axis
         if any(value.ndim < 1 or (value.shape[0] != batch) for value in values):
-            if batch == 1 and self.suppresses:  # graphs that list boxes without a batch axis
-                return named
             raise LayoutError(f"expected outputs of {batch} images, found {shapes(named)}")
         return {name: value[i] for name, value in named.items()}
 
@@ -153,6 +182,10 @@ class OnnxDetector:
         else:
             values = ((pixels - self.mean) / self.std).astype(self.dtype)
         return np.ascontiguousarray(values if self.channels_last else values.transpose(0, 3, 1, 2))
+
+
+def _side(least: int, multiple: int) -> int:
+    return -(-least // multiple) * multiple
 
 
 def _dtype(image: Any, path: str) -> Any:

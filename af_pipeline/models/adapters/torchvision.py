@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,16 @@ class TorchvisionDetector:
 
     def __init__(self, config: ForeignConfig) -> None:
         self.identity = files_hash(config.path)
-        self.class_names, self.shape, self.suppresses = config.class_names, None, True
+        self.class_names, self.suppresses = config.class_names, True
         if not config.class_names:
             raise CheckpointError(
                 f"{config.path} does not name its classes: set detector.class_names"
             )
         self.model = _built(config, len(config.class_names) + 1)
         _load(self.model, config)
+        # The boxes that an SSD starts from are shares of its input: it has only one size.
+        fixed = getattr(self.model.transform, "fixed_size", None)
+        self.shape: tuple[int, int] | None = (fixed[1], fixed[0]) if fixed else None
         self.model.transform = _Ready(self.model.transform)
         self.model.eval()
 
@@ -87,15 +91,30 @@ def _built(config: ForeignConfig, num_classes: int) -> Any:
             f"torchvision.models.detection has no {config.constructor!r}: detector.constructor "
             "names one of its functions, such as fasterrcnn_resnet50_fpn"
         )
+    if "num_classes" in config.arguments:
+        raise CheckpointError(
+            "detector.arguments: num_classes follows from detector.class_names, leave it out"
+        )
     given = {"weights": None, "weights_backbone": None, "num_classes": num_classes}
     try:
-        return build(**(given | config.arguments))
+        model = build(**(given | config.arguments))
     except Exception as error:
         text = " ".join(str(error).split())
         raise CheckpointError(
             f"torchvision's {config.constructor} cannot be built with detector.arguments "
             f"{config.arguments}: {text}"
         ) from error
+    # Some of them take any keyword and use those they know.
+    takes = set(inspect.signature(build).parameters)
+    for kind in type(model).__mro__:
+        takes |= set(inspect.signature(kind).parameters)
+    unknown = sorted(set(config.arguments) - takes)
+    if unknown:
+        raise CheckpointError(
+            f"torchvision's {config.constructor} takes no {', '.join(unknown)}: "
+            "detector.arguments are those of its documentation"
+        )
+    return model
 
 
 def _load(model: nn.Module, config: ForeignConfig) -> None:
