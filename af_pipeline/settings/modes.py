@@ -50,13 +50,14 @@ def build_plan(config: IndexConfig) -> Plan:
 def fit_lanes(config: IndexConfig, shape: tuple[int, int] | None) -> IndexConfig:
     """The config for a detector that takes only inputs of ``shape`` (height, width); None: any.
 
-    Lanes left at their default become the one that fits; an oblong input is used by its shorter
-    side. Raises ConfigError for others that do not fit, and for an input too small for tiles.
+    Sides of lanes left at their default become the one that fits; an oblong input is used by its
+    shorter side. Raises ConfigError for others that do not fit, and for an input that is too small
+    for tiles.
     """
     if shape is None:
         return config
     side = min(shape) // TILE_STEP * TILE_STEP
-    if config.lanes == LaneConfig():
+    if config.lanes.sides == LaneConfig().sides:
         most = side - 3 * TILE_STEP  # what tiles leave of a side
         if most < 0:
             raise ConfigError(
@@ -64,12 +65,13 @@ def fit_lanes(config: IndexConfig, shape: tuple[int, int] | None) -> IndexConfig
                 f"{3 * TILE_STEP} at least are needed, export it with a larger input"
             )
         overlap = min(config.lanes.overlap, side // 4, most)
-        lanes = LaneConfig(sides=(side,), overlap=overlap, pad=True, fill=True)
+        fitted = {"sides": (side,), "overlap": overlap, "pad": True, "fill": True}
+        lanes = config.lanes.model_copy(update=fitted)
         return config.model_copy(update={"lanes": lanes})
     if config.lanes.sides[-1] > side:
         raise ConfigError(
             f"the detector takes inputs of {shape[0]}x{shape[1]} px only, and lanes.sides go to "
-            f"{config.lanes.sides[-1]}: leave lanes out of the config, or end them at {side}"
+            f"{config.lanes.sides[-1]}: leave lanes.sides out of the config, or end them at {side}"
         )
     return config
 

@@ -97,8 +97,8 @@ def tune(config: IndexConfig, rule: TuneRule, progress: Progress) -> TuneOutcome
     tuning, notes = _prepare(config, rule, progress)
     records = tuning.runner.record(tuning.sample.tune, tuning.plan)
     pyramid, replayed = _search(tuning, records, progress)
-    reference, confirmed = _confirmed(tuning, replayed, pyramid)
-    trials, chosen, kept = _choose(confirmed, rule)
+    reference, confirmed = confirm_trials(tuning, replayed, pyramid)
+    trials, chosen, kept = choose(confirmed, rule)
     notes.append(_choice(chosen, rule, kept))
     rules, guarantee = chosen.rules, None
     if rule.alpha is not None:
@@ -194,7 +194,7 @@ def _runs(tuning: Tuning, best: Sequence[Trial]) -> list[tuple[Trial, Plan]]:
     return [*runs, *((trial, replace(plan, rules=trial.rules)) for trial in best)]
 
 
-def _confirmed(
+def confirm_trials(
     tuning: Tuning, replayed: Sequence[Trial], pyramid: Trial
 ) -> tuple[Reference, list[Trial]]:
     """What was run for real, the full pyramid first, scored by the reference that it makes.
@@ -254,7 +254,7 @@ def _tightened(rule: TuneRule, trials: Sequence[Trial], replayed: Sequence[Trial
     return rule.model_copy(update=changes)
 
 
-def _choose(trials: Sequence[Trial], rule: TuneRule) -> tuple[list[Trial], Trial, bool]:
+def choose(trials: Sequence[Trial], rule: TuneRule) -> tuple[list[Trial], Trial, bool]:
     """The trials with one chosen, that one, and whether it keeps to the limits.
 
     The cheapest AutoFocus within the limits; else the one that loses least.

@@ -224,7 +224,7 @@ def test_lanes_that_fit_stay_and_others_are_refused():
     config = IndexConfig(pyramid=[{"factor": 1.0}], mode="whole", lanes=given)
     assert fit_lanes(config, None) is config
     assert fit_lanes(config, (256, 300)) is config
-    with pytest.raises(ConfigError, match="go to 256: leave lanes out of the config"):
+    with pytest.raises(ConfigError, match=r"go to 256: leave lanes\.sides out of the config"):
         fit_lanes(config, (250, 300))
     with pytest.raises(ConfigError, match="sides of 96 at least are needed"):
         fit_lanes(IndexConfig(pyramid=[{"factor": 1.0}], mode="whole"), (64, 640))

@@ -88,7 +88,7 @@ def test_lanes_beyond_a_fixed_input(tmp_path):
     detector = {"path": path, "decoder": "text_map"}
     said = told(tmp_path, detector, lanes={"sides": [256, 512]})
     assert "takes inputs of 256x320 px only, and lanes.sides go to 512" in said
-    assert "leave lanes out of the config, or end them at 256" in said
+    assert "leave lanes.sides out of the config, or end them at 256" in said
 
 
 @pytest.mark.parametrize(

@@ -243,8 +243,8 @@ def test_settings_that_lose_more_for_real_give_way_to_safer_ones(
     monkeypatch.setattr(
         tune, "_runs", lambda tuning, best: [(one, plan) for one in (pyramid, *best)]
     )
-    _, trials = tune._confirmed(tuning, REPLAYED, pyramid)
-    _, best, kept = tune._choose(trials, rule)
+    _, trials = tune.confirm_trials(tuning, REPLAYED, pyramid)
+    _, best, kept = tune.choose(trials, rule)
     assert best.setting == chosen
     assert kept == (best.recall >= 1 - max_lost)
     assert [ran[0] for ran in real.ran] == ["confirm", "confirm1", "confirm2"][: len(real.ran)]

@@ -29,6 +29,8 @@ class HuggingFaceDetector:
 
     def __init__(self, config: ForeignConfig) -> None:
         self.path, self.prompts = config.path, config.prompts
+        if config.path.startswith((".", "/", "~")) and not Path(config.path).exists():
+            raise CheckpointError(f"detector.path={config.path}: there is no such folder")
         self.identity = files_hash(config.path) if Path(config.path).exists() else config.path
         self.model, self.processor = _read(config)
         self.mean = np.array(self._stated("image_mean", (0.485, 0.456, 0.406)), np.float32) * 255
