@@ -1,7 +1,7 @@
 """Detectors of other makers: whole, SAHI, tiles, pyramid and AutoFocus with the same weights.
 
 python -m benchmarks.any_detector --data ../shared/data --output runs/any [--steps 600]
-    [--only "receipts;scenes, YOLOX"] [--mine FILE.pth]
+    [--images 16] [--only "receipts;scenes, YOLOX"] [--mine FILE.pth]
 
 Each case distils a focus network from photographs without labels (jobs/distill.py), then runs every
 method over other photographs, image by image in turns, in one process. `kept`: share of the
@@ -184,8 +184,8 @@ def measure(
     return results
 
 
-def run_case(name: str, case: Case, out: Path, steps: int) -> list[dict[str, Any]]:
-    """One case: distil, then measure all methods."""
+def run_case(name: str, case: Case, out: Path, steps: int, count: int) -> list[dict[str, Any]]:
+    """One case: distil, then measure all methods on the first ``count`` photographs."""
     folder = out / name.replace(", ", "_").lower()
     chosen, seconds = distilled(case, folder, steps)
     print(f"{name}: distilled in {seconds:.0f} s", flush=True)
@@ -210,16 +210,15 @@ def run_case(name: str, case: Case, out: Path, steps: int) -> list[dict[str, Any
         }
     except ImportError as error:
         print(f"without SAHI: {error}")
-    dataset = load_annotations([str(case.test)], str(case.images))
+    dataset = first(load_annotations([str(case.test)], str(case.images)), count)
     names = open_detector(config).class_names
     known = set(dataset.class_names)
     assert known <= set(names), f"the detector does not know {known - set(names)}"
-    warm = replace_images(dataset, 1)
-    measure(methods, warm, names)
+    measure(methods, first(dataset, 1), names)  # warms up
     return measure(methods, dataset, names)
 
 
-def replace_images(dataset: AnnotatedDataset, count: int) -> AnnotatedDataset:
+def first(dataset: AnnotatedDataset, count: int) -> AnnotatedDataset:
     """The first images only."""
     return dataset.with_images(dataset.images[:count])
 
@@ -230,6 +229,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/any"))
     parser.add_argument("--only", default="")
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--images", type=int, default=1000, help="photographs to score on, at most")
     parser.add_argument("--mine", type=Path, help="what examples/bring_your_own/train.py wrote")
     given = parser.parse_args()
     wanted = [one.strip() for one in given.only.split(";") if one.strip()]
@@ -237,7 +237,7 @@ def main() -> int:
     for name, case in cases(given.data, given.output, given.mine).items():
         if wanted and name not in wanted:
             continue
-        report[name] = run_case(name, case, given.output, given.steps)
+        report[name] = run_case(name, case, given.output, given.steps, given.images)
         columns = list(report[name][0])
         lines = [[name if i == 0 else "", *columns] for i in range(1)]
         lines += [

@@ -165,7 +165,7 @@ def cases(data: Path, out: Path, mine: Path | None) -> dict[str, Case]:
             data / "aerial-cars/val.json",
             data / "aerial-cars/images",
             512,
-            50,
-            20,
+            24,
+            8,
         )
     return found
