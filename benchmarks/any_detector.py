@@ -191,17 +191,19 @@ def run_case(name: str, case: Case, out: Path, steps: int, count: int) -> list[d
     print(f"{name}: distilled in {seconds:.0f} s", flush=True)
     config = load_config(IndexConfig, case.config, case.sets)
     focused = load_config(IndexConfig, chosen, [f"detector.path={config.detector.path}"])
-    network = focused.focus.network
-    skipping = focused.focus.model_copy(
-        update={"network": network.model_copy(update={"first": True})}
-    )
+    asked = {
+        ahead: focused.focus.model_copy(
+            update={"network": focused.focus.network.model_copy(update={"first": ahead})}
+        )
+        for ahead in (False, True)
+    }
     methods = {
         mode: cascade(config.model_copy(update={"mode": mode}))
         for mode in ("pyramid", "whole", "tiles")
     }
     methods["autofocus, weak"] = cascade(config)
-    methods["autofocus, distilled"] = cascade(focused)
-    methods["autofocus, distilled first"] = cascade(focused.model_copy(update={"focus": skipping}))
+    for ahead, text in ((False, "autofocus, distilled"), (True, "the same, asked first")):
+        methods[text] = cascade(focused.model_copy(update={"focus": asked[ahead]}))
     try:
         methods |= {
             f"SAHI {size} px, {merge}": sahi(config, size, case.side, merge)

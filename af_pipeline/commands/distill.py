@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(IndexConfig, given.pop("config"), given.pop("sets"))
         rule = DistillRule(**given)
+        from af_pipeline.indexing.preflight import check_input
+
+        check_input(config, dry_run=True)  # before Ray is started
         from af_pipeline.indexing.meter import GraphError
         from af_pipeline.indexing.session import ray_session
         from af_pipeline.training.distill import distill
@@ -43,22 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         except GraphError as error:
             return complain(error, 1)
         print(f"network     {done.network}")
-        return _tuned(config, rule, done.network, done.held)
+        return choose_settings(config, rule, done.network, done.held)
     except ValidationError as error:
         return complain(option_error(error), 2)
     except (ValueError, OSError) as error:
         return complain(error, 2)
 
 
-def _tuned(
+def choose_settings(
     config: IndexConfig, rule: DistillRule, network: Path, held: Sequence[SourceImage]
 ) -> int:
-    """Choose thresholds on ``held`` and write the config to use."""
+    """Choose thresholds on ``held`` and write the config to use; returns the exit code."""
     from af_pipeline.tuning.options import TuneRule
     from af_pipeline.tuning.runner import show_progress
     from af_pipeline.tuning.tune import tune
 
-    first = config.focus.network is not None and config.focus.network.first
+    # Asked first, the network also spares the detector chips in which nothing is to be found.
+    first = config.focus.network is None or config.focus.network.first
     section = FocusNetworkConfig(path=str(network), first=first)
     focus = config.focus.model_copy(update={"network": section})
     place = rule.output / "tune"
@@ -66,6 +70,7 @@ def _tuned(
         "output": place,
         "sample": rule.held,
         "max_lost": rule.max_lost,
+        "iou": rule.iou,
         "alpha": rule.alpha,
         "delta": rule.delta,
         "calibration": rule.calibration,

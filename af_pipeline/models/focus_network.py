@@ -6,6 +6,7 @@ its own: so any detector can have it, and it can be asked before the detector is
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -104,7 +105,8 @@ class FocusNetwork(nn.Module):
 class FocusedPredictor:
     """A `Predictor` whose focus maps come from a `FocusNetwork`.
 
-    ``first``: the detector does not look at crops in which the network sees nothing to be found.
+    ``first``: the detector does not look at crops in which the network sees nothing to be found;
+    ``predict``: the detector's own predictor.
     """
 
     def __init__(
@@ -115,6 +117,12 @@ class FocusedPredictor:
         self.bf16 = use_bf16("auto", device)
         self.class_names = predict.class_names
         self.spread = getattr(predict, "spread", map)
+
+    def always(self) -> FocusedPredictor:
+        """The same, with a detector that looks at every crop."""
+        changed = copy.copy(self)
+        changed.first = False
+        return changed
 
     def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> list[Prediction]:
         """Crops uint8 [h, w, 3] RGB that fit ``lane`` -> predictions in network px."""

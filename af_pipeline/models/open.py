@@ -73,7 +73,7 @@ class OpenedDetector:
             several = spread(threads) if at_once else map
             chosen = options.selection
             predict = ForeignPredictor(self.detector, self.config.detector, chosen, several)
-        if self.network is None:
+        if self.network is None or self.config.mode != "autofocus":
             return predict
         network = self.config.focus.network
         assert network is not None

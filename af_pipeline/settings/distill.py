@@ -18,8 +18,9 @@ class DistillRule(Section):
     seed: int = Field(0, ge=0, description="of the choice of images, and of the training")
     held: int = Field(30, ge=1, description="further images to choose the thresholds on")
     max_lost: float = Field(
-        0.03, description="share of the pyramid's confident detections that may be lost there"
+        0.05, description="share of the pyramid's confident detections that may be lost there"
     )
+    iou: float = Field(0.7, gt=0, le=1, description="overlap from which one of them is found again")
     alpha: float | None = Field(
         None, gt=0, lt=1, description="certify: mean share of confident detections lost, at most"
     )

@@ -44,6 +44,7 @@ class TuneRule(Section):
         0.05,
         description="share of its confident detections, with ground truth of those that are right",
     )
+    iou: float = Field(0.5, gt=0, le=1, description="overlap from which one of them is found again")
     confirm: int = Field(5, ge=1, description="settings to run for real")
     workers: int = Field(2, ge=1, description="processes that replay")
     thresholds: Several[Share] = Field(

@@ -178,4 +178,5 @@ def accuracy_lines(trials: Sequence[Trial]) -> list[str]:
 def _times_cheaper(one: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many times as many pixels and seconds the full pyramid takes."""
     pyramid = next(record for record in records if record["method"] == "pyramid")
-    return [f"{pyramid[cost] / one[cost]:.2f}" for cost in ("pixels", "seconds")]
+    # Where a network sees nothing to be found, no pixel is looked at.
+    return [f"{pyramid[cost] / max(one[cost], 1e-9):.2f}" for cost in ("pixels", "seconds")]

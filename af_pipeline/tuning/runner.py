@@ -22,6 +22,7 @@ from af_pipeline.core.cascade import Predictor, run_cascade
 from af_pipeline.core.plan import Plan
 from af_pipeline.core.schema import ImageRow, rows_to_table, table_to_rows
 from af_pipeline.data.storage import replacing
+from af_pipeline.models.focus_network import FocusedPredictor
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.tuning.replay import Record, load_record, record_image, save_record
 from af_pipeline.tuning.sample import SampleImage, read_sample
@@ -54,12 +55,14 @@ class Runner:
 
     def record(self, images: Sequence[SampleImage], plan: Plan) -> list[Record]:
         """Every image seen whole at every scale."""
-        records = []
+        records, predict = [], self.predict
+        if isinstance(predict, FocusedPredictor):
+            predict = predict.always()
         for path, image in self._images(images, "records", "full pyramid"):
             stored = path.with_suffix(".npz")
             if not stored.exists():
                 pixels = read_sample(image, self.config)
-                save_record(record_image(image.image_id, pixels, plan, self.predict), stored)
+                save_record(record_image(image.image_id, pixels, plan, predict), stored)
             records.append(load_record(stored))
         return records
 
@@ -131,8 +134,10 @@ class Runner:
         return rows, times
 
     def _run(self, image: SampleImage, pixels: NDArray[np.uint8], plan: Plan) -> ImageRow:
-        row = ImageRow(image.image_id, image.uri)
-        run_cascade(row, pixels, plan, self.predict)
+        row, predict = ImageRow(image.image_id, image.uri), self.predict
+        if isinstance(predict, FocusedPredictor) and not any(plan.rules):
+            predict = predict.predict  # a mode without focus has no use for the network
+        run_cascade(row, pixels, plan, predict)
         return row
 
 

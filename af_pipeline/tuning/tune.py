@@ -86,7 +86,7 @@ class Tuning:
                 if image.truth is not None and image.image_id in found:
                     own = found[image.image_id]
                     found[image.image_id] = true_positives(own, self.names, image.truth, classes)
-        return Reference(found, self.names, self.sample.truth())
+        return Reference(found, self.names, self.sample.truth(), iou=self.rule.iou)
 
 
 def tune(config: IndexConfig, rule: TuneRule, progress: Progress) -> TuneOutcome:

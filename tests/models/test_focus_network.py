@@ -85,6 +85,15 @@ def test_first_leaves_out_what_the_network_sees_nothing_in():
     assert len(full.boxes) == 1
 
 
+def test_the_same_that_always_looks():
+    counting = Counting()
+    predict = FocusedPredictor(counting, bright(), torch.device("cpu"), first=True)
+    (one,) = predict.always()([image()], LANE)
+    assert one.looked
+    assert predict.first
+    assert predict.predict is counting
+
+
 def test_padding_is_not_something_to_be_found():
     """Cells beyond the crop do not make the detector look, whatever the network says of them."""
     network = Bright(replace(bright().info, present=0.5))

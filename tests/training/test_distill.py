@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from af_pipeline.commands.distill import choose_settings, main
+from af_pipeline.config import load_config
 from af_pipeline.core.cascade import run_cascade
 from af_pipeline.core.schema import ImageRow
 from af_pipeline.models.focus_network import load_focus_network
@@ -144,6 +146,43 @@ def test_what_is_done_is_not_done_again(lesson: Lesson, images: Path, without_ra
     assert path.stat().st_mtime_ns == before
     learned = {one.image_id for one in done.held}
     assert len(learned) == 4
+
+
+@pytest.mark.slow
+def test_the_config_to_use_has_the_network_and_the_source(
+    lesson: Lesson, images: Path, without_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = distill(config(images), lesson.rule())
+    code = choose_settings(config(images), lesson.rule(max_lost=0.2), done.network, done.held)
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert f"use it      --config {lesson.output / 'index.yaml'}" in said
+    chosen = load_config(IndexConfig, lesson.output / "index.yaml")
+    assert chosen.source.uri == str(images)
+    assert chosen.focus.network == FocusNetworkConfig(path=str(done.network), first=True)
+    assert chosen.detector == config(images).detector
+    row = looked(chosen, scene(np.random.default_rng(99)))
+    assert len(row.detections) >= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--sample", "1"], "--sample: Input should be greater than or equal to 2"),
+        (["--steps", "many"], "--steps: Input should be a valid integer"),
+        (["--set", "detector.pathh=x"], "did you mean 'path'?"),
+        (["--set", "detector.path=nothing.onnx"], "detector.path=nothing.onnx cannot be read"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    save(tmp_path / "images/0.png", scene(np.random.default_rng(1)))
+    given = ["--config", "configs/index/coco_yolox.yaml", "--output", str(tmp_path / "out")]
+    assert main([*given, "--set", f"source.uri={tmp_path / 'images'}", *options]) == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert told.count("\n") == 1
 
 
 @pytest.mark.slow
