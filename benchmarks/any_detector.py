@@ -184,26 +184,30 @@ def measure(
     return results
 
 
+def focused_methods(name: str, case: Case, out: Path, steps: int) -> dict[str, Method]:
+    """Distil a network, and look with it after and before the detector."""
+    chosen, seconds = distilled(case, out / name.replace(", ", "_").lower(), steps)
+    print(f"{name}: distilled in {seconds:.0f} s", flush=True)
+    sets = [one for one in case.sets if one.startswith("detector.path")]
+    focused = load_config(IndexConfig, chosen, sets)
+    found = {}
+    for ahead, text in ((False, "autofocus, distilled"), (True, "the same, asked first")):
+        network = focused.focus.network.model_copy(update={"first": ahead})
+        focus = focused.focus.model_copy(update={"network": network})
+        found[text] = cascade(focused.model_copy(update={"focus": focus}))
+    return found
+
+
 def run_case(name: str, case: Case, out: Path, steps: int, count: int) -> list[dict[str, Any]]:
     """One case: distil, then measure all methods on the first ``count`` photographs."""
-    folder = out / name.replace(", ", "_").lower()
-    chosen, seconds = distilled(case, folder, steps)
-    print(f"{name}: distilled in {seconds:.0f} s", flush=True)
     config = load_config(IndexConfig, case.config, case.sets)
-    focused = load_config(IndexConfig, chosen, [f"detector.path={config.detector.path}"])
-    asked = {
-        ahead: focused.focus.model_copy(
-            update={"network": focused.focus.network.model_copy(update={"first": ahead})}
-        )
-        for ahead in (False, True)
-    }
     methods = {
         mode: cascade(config.model_copy(update={"mode": mode}))
         for mode in ("pyramid", "whole", "tiles")
     }
     methods["autofocus, weak"] = cascade(config)
-    for ahead, text in ((False, "autofocus, distilled"), (True, "the same, asked first")):
-        methods[text] = cascade(focused.model_copy(update={"focus": asked[ahead]}))
+    if steps:
+        methods |= focused_methods(name, case, out, steps)
     try:
         methods |= {
             f"SAHI {size} px, {merge}": sahi(config, size, case.side, merge)
@@ -230,7 +234,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output", type=Path, default=Path("runs/any"))
     parser.add_argument("--only", default="")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=600, help="0: no distillation")
     parser.add_argument("--images", type=int, default=1000, help="photographs to score on, at most")
     parser.add_argument("--mine", type=Path, help="what examples/bring_your_own/train.py wrote")
     given = parser.parse_args()
