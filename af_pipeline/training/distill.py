@@ -47,6 +47,7 @@ from af_pipeline.training.teacher import FOUND, Taught, confident, found_by, tea
 BATCH = 16
 RATE = 3e-3
 SAVE_EVERY = 100  # steps
+STATE = "steps.pt"  # of a training that is not done
 CHECKED = 0.1  # share of the images that the network is checked on instead of trained
 KEPT = 0.995  # share of the objects there that focus.network.first must not hide
 Tell = Callable[[str], None]
@@ -86,6 +87,7 @@ def distill(config: IndexConfig, rule: DistillRule, console: Console | None = No
         taught = teach(config, images, str(rule.output / "teacher"), console)
         network = train_network(config, taught, rule, detector, console.print)
         save_focus_network(network, path)
+        (rule.output / STATE).unlink(missing_ok=True)
     load_focus_network(path)
     return Distilled(path, held)
 
@@ -145,7 +147,7 @@ def _train(network: FocusNetwork, crops: Crops, rule: DistillRule, tell: Tell) -
     """All steps, or those that are left; the state is kept beside the result."""
     optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, rule.steps, pct_start=0.1)
-    path, begin = rule.output / "steps.pt", 0
+    path, begin = rule.output / STATE, 0
     parts: dict[str, Any] = {"network": network, "optimiser": optimiser, "schedule": schedule}
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -173,7 +175,6 @@ def _train(network: FocusNetwork, crops: Crops, rule: DistillRule, tell: Tell) -
                 torch.save(
                     {"step": step + 1, **{n: p.state_dict() for n, p in parts.items()}}, partial
                 )
-    path.unlink(missing_ok=True)
 
 
 @torch.inference_mode()

@@ -58,24 +58,20 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lesson(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Lesson:
-    """One that was stopped after 50 steps and then went on to its end."""
+    """One that is done."""
     from tests.helpers.in_process import replace_ray
 
     made = Lesson(images, tmp_path_factory.mktemp("out"))
     with pytest.MonkeyPatch.context() as patch:
         replace_ray(patch)
         small(patch)
-        with patch.context() as stopped:
-            stopped.setattr(module, "save_focus_network", stop)
-            with pytest.raises(KeyboardInterrupt):
-                distill(config(images), made.rule())
         distill(config(images), made.rule())
     return made
 
 
 def small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module, "BATCH", 6)
-    patch.setattr(module, "SAVE_EVERY", 50)
+    patch.setattr(module, "SAVE_EVERY", 5)
 
 
 def stop(*_: object) -> None:
@@ -121,20 +117,22 @@ def test_the_network_leads_the_detector_to_what_its_pyramid_finds(lesson: Lesson
 
 @pytest.mark.slow
 def test_what_was_stopped_ends_as_if_it_had_not_been(
-    lesson: Lesson,
-    images: Path,
-    tmp_path: Path,
-    without_ray: None,
-    monkeypatch: pytest.MonkeyPatch,
+    images: Path, tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch)
-    distill(config(images), lesson.rule(output=tmp_path / "once"))
-    once = load_focus_network(tmp_path / "once/focus.safetensors")
-    twice = load_focus_network(lesson.output / "focus.safetensors")
-    assert once.info == twice.info
-    for one, other in zip(once.parameters(), twice.parameters(), strict=True):
-        assert torch.equal(one, other)
-    assert not (lesson.output / "steps.pt").exists()
+    once, twice = (Lesson(images, tmp_path / name) for name in ("once", "twice"))
+    distill(config(images), once.rule(steps=8))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_focus_network", stop)
+        with pytest.raises(KeyboardInterrupt):
+            distill(config(images), twice.rule(steps=8))
+    assert (twice.output / "steps.pt").exists()  # of step 5
+    distill(config(images), twice.rule(steps=8))
+    assert not (twice.output / "steps.pt").exists()
+    one, other = (load_focus_network(each.output / "focus.safetensors") for each in (once, twice))
+    assert one.info == other.info
+    for own, same in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(own, same)
 
 
 @pytest.mark.slow
