@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from af_pipeline.core.cascade import Prediction, Predictor
 from af_pipeline.core.focus import STRIDE
 from af_pipeline.core.lanes import Lane
+from af_pipeline.data.storage import replacing
 from af_pipeline.models.info import CheckpointError, info_path
 from af_pipeline.models.predictor import folded, pad_batch, use_bf16
 
@@ -160,11 +161,10 @@ def save_focus_network(network: FocusNetwork, path: str | Path) -> None:
     """Write ``path`` (.safetensors) and the json beside it."""
     weights = Path(path)
     weights.parent.mkdir(parents=True, exist_ok=True)
-    partial = weights.with_suffix(".partial")
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    save_file(state, str(partial))
-    info_path(weights).write_text(json.dumps(asdict(network.info), indent=2) + "\n")
-    partial.replace(weights)
+    with replacing(weights) as partial:
+        save_file(state, str(partial))
+        info_path(weights).write_text(json.dumps(asdict(network.info), indent=2) + "\n")
 
 
 def load_focus_network(path: str | Path) -> FocusNetwork:

@@ -16,6 +16,7 @@ from af_pipeline.core.lanes import Lane
 from af_pipeline.core.weak import weak_focus
 from af_pipeline.models.detector import Selection, select_detections
 from af_pipeline.models.info import CheckpointError
+from af_pipeline.models.predictor import pad_batch
 from af_pipeline.settings.detector import ForeignConfig
 
 # Of one image: boxes [A, 4] (x0, y0, x1, y1 network px) and scores [A, C].
@@ -45,6 +46,22 @@ class ForeignDetector(Protocol):
         """What it finds in each image of a batch uint8 [N, H, W, 3] RGB."""
 
 
+class TorchForeign:
+    """What foreign detectors in torch share: ``model`` on a device, images as it takes them."""
+
+    model: Any
+    device: str
+
+    def start(self, device: str, threads: int) -> None:
+        """As of `ForeignDetector`; a forward takes the threads that torch is set to."""
+        self.model.to(device)
+        self.device = device
+
+    def images(self, batch: NDArray[np.uint8]) -> torch.Tensor:
+        """Float [N, 3, H, W], 0 to 1, on the device."""
+        return torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).float() / 255
+
+
 class ForeignPredictor:
     """A `Predictor` of the cascade that holds a started `ForeignDetector`; ``spread`` as there.
 
@@ -66,22 +83,14 @@ class ForeignPredictor:
 
     def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> list[Prediction]:
         """Crops uint8 [h, w, 3] RGB that fit ``lane`` -> predictions in network px."""
-        batch = self._canvas(crops)
+        shape = self.detector.shape
+        batch = pad_batch(crops, shape, 1 if shape else self.config.multiple, self.config.pad)
         found = self.detector(batch)
         room = batch.shape[1] * batch.shape[2]
         return [
             self._prediction(*one, crop.shape[:2], room)
             for one, crop in zip(found, crops, strict=True)
         ]
-
-    def _canvas(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        step = self.config.multiple
-        sides = [-(-max(crop.shape[axis] for crop in crops) // step) * step for axis in (0, 1)]
-        height, width = self.detector.shape or sides
-        batch = np.full((len(crops), height, width, 3), self.config.pad, np.uint8)
-        for canvas, crop in zip(batch, crops, strict=True):
-            canvas[: crop.shape[0], : crop.shape[1]] = crop
-        return batch
 
     def _prediction(
         self, boxes: NDArray[np.float32], scores: NDArray[np.float32], size: Any, room: int

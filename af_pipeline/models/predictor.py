@@ -30,16 +30,19 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def pad_batch(
-    crops: Sequence[NDArray[np.uint8]], shape: tuple[int, int] | None
+    crops: Sequence[NDArray[np.uint8]],
+    shape: tuple[int, int] | None,
+    multiple: int = INPUT_MULTIPLE,
+    gray: int = PAD_VALUE,
 ) -> NDArray[np.uint8]:
-    """Crops [h, w, 3] -> one grey-padded batch [N, H, W, 3]; H, W multiples of 32.
+    """Crops [h, w, 3] -> one batch [N, H, W, 3] padded by ``gray``; H, W multiples of ``multiple``.
 
     ``shape`` (height, width) fixes the canvas; None takes the largest crop rounded up.
     """
     height, width = shape or (max(c.shape[0] for c in crops), max(c.shape[1] for c in crops))
-    height = -(-height // INPUT_MULTIPLE) * INPUT_MULTIPLE
-    width = -(-width // INPUT_MULTIPLE) * INPUT_MULTIPLE
-    batch = np.full((len(crops), height, width, 3), PAD_VALUE, np.uint8)
+    height = -(-height // multiple) * multiple
+    width = -(-width // multiple) * multiple
+    batch = np.full((len(crops), height, width, 3), gray, np.uint8)
     for canvas, crop in zip(batch, crops, strict=True):
         canvas[: crop.shape[0], : crop.shape[1]] = crop
     return batch

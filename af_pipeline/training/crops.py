@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,16 +67,24 @@ def _cuts(
     most: int,
     rng: np.random.Generator,
 ) -> Iterable[tuple[NDArray[np.uint8], NDArray[np.int8]]]:
+    for number, seen in looks(image, scales, source):
+        size = seen.shape[:2]
+        cells = labels_of(image, number, size, number == len(scales) - 1)
+        count = min(most, max(2, -(-2 * size[0] * size[1] // SIDE**2)))
+        for y, x in _places(cells, count, rng):
+            yield _cut(seen, cells, y, x)
+
+
+def looks(
+    image: Taught, scales: Sequence[Scale], source: SourceConfig
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """The number of each scale and the whole image at it. Raises SourceError or DecodeError."""
     data = read_bytes(image.uri, source.storage)
     pixels = decode_image(data, source.max_pixels, source.depth)
     height, width, _ = pixels.shape
     for number, scale in enumerate(scales):
         size = scaled_size(height, width, scale.factor_for(height, width))
-        seen = resize(pixels, *size)
-        cells = labels_of(image, number, size, number == len(scales) - 1)
-        count = min(most, max(2, -(-2 * size[0] * size[1] // SIDE**2)))
-        for y, x in _places(cells, count, rng):
-            yield _cut(seen, cells, y, x)
+        yield number, resize(pixels, *size)
 
 
 def _places(cells: NDArray[np.int8], count: int, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -20,14 +20,11 @@ from rich.console import Console
 
 from af_pipeline.config import dump_config, dump_without
 from af_pipeline.core.focus import STRIDE
-from af_pipeline.core.resize import resize
-from af_pipeline.core.scales import scaled_size
 from af_pipeline.data.access import SourceError
 from af_pipeline.data.manifest import SourceImage, local_version
 from af_pipeline.data.secrets import redact_tree
 from af_pipeline.data.sources.open import list_images
-from af_pipeline.data.storage import read_bytes, replacing
-from af_pipeline.images.decode import decode_image
+from af_pipeline.data.storage import replacing
 from af_pipeline.models.focus_head import focus_loss
 from af_pipeline.models.focus_network import (
     PRESENT,
@@ -41,7 +38,7 @@ from af_pipeline.output.folder import OutputFolder
 from af_pipeline.settings.distill import DistillRule
 from af_pipeline.settings.guarantee import FREE
 from af_pipeline.settings.index import IndexConfig
-from af_pipeline.training.crops import Crops, cut_crops
+from af_pipeline.training.crops import Crops, cut_crops, looks
 from af_pipeline.training.teacher import FOUND, Taught, confident, found_by, teach
 
 BATCH = 16
@@ -182,12 +179,8 @@ def _present(network: FocusNetwork, config: IndexConfig, images: Sequence[Taught
     """Half the probability that all but few of the objects of each scale reach somewhere."""
     best: list[float] = []
     for image in images:
-        data = read_bytes(image.uri, config.source.storage)
-        pixels = decode_image(data, config.source.max_pixels, config.source.depth)
-        height, width, _ = pixels.shape
-        for number, scale in enumerate(config.pyramid):
-            size = scaled_size(height, width, scale.factor_for(height, width))
-            maps = _map(network, resize(pixels, *size))
+        for number, pixels in looks(image, config.pyramid, config.source):
+            size, maps = pixels.shape[:2], _map(network, pixels)
             raw = image.raw
             here = raw.select((raw.scores >= FOUND) & (raw.scales == number))
             own = image.objects.select(found_by(image.objects, here))

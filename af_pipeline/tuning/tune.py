@@ -205,7 +205,7 @@ def confirm_trials(
     """
     rule, limits = tuning.rule, tuning.rule
     runs = _runs(tuning, pick(replayed, pyramid, rule, rule.confirm))
-    rows, seconds = tuning.runner.confirm(tuning.sample.tune, dict(_named(runs)))
+    rows, seconds = tuning.runner.confirm(tuning.sample.tune, _named(runs))
     reference = tuning.reference(rows["pyramid"])
     trials = _scored(runs, rows, seconds, reference)
     searched = {one.name for one in replayed}
@@ -220,14 +220,14 @@ def confirm_trials(
         ]
         if not runs:
             break
-        plans = dict(_named(runs))
+        plans = _named(runs)
         rows, seconds = tuning.runner.confirm(tuning.sample.tune, plans, f"confirm{number}")
         trials += _scored(runs, rows, seconds, reference)
     return reference, trials
 
 
-def _named(runs: Sequence[tuple[Trial, Plan]]) -> list[tuple[str, Plan]]:
-    return [(trial.name, plan) for trial, plan in runs]
+def _named(runs: Sequence[tuple[Trial, Plan]]) -> dict[str, Plan]:
+    return {trial.name: plan for trial, plan in runs}
 
 
 def _scored(

@@ -1,10 +1,13 @@
 """A detector of another maker: finds bright rectangles that are large enough for it to see."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+
+from tests.helpers.planted import save
 
 LEAST = 10  # px of a side
 
@@ -47,3 +50,11 @@ def scene(rng: np.random.Generator, height: int = 384, width: int = 512) -> np.n
         side = rng.integers(14, 24)
         image[y : y + side, x : x + side] = 240
     return image
+
+
+def write_scenes(folder: Path, count: int, seed: int) -> Path:
+    """A folder of so many scenes, 00.png and so on."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        save(folder / f"{number:02}.png", scene(rng))
+    return folder

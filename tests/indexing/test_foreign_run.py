@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,19 +10,14 @@ from af_pipeline.indexing.index import index
 from af_pipeline.indexing.preflight import check_input
 from af_pipeline.output.place import OutputError
 from af_pipeline.settings.index import IndexConfig
-from tests.helpers.bright import scene
-from tests.helpers.planted import save
+from tests.helpers.bright import write_scenes
 
 MODES = ("autofocus", "pyramid", "tiles", "whole")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    rng = np.random.default_rng(5)
-    for number in range(6):
-        save(folder / f"{number}.png", scene(rng))
-    return folder
+    return write_scenes(tmp_path_factory.mktemp("scenes"), 6, 5)
 
 
 def config(images: Path, out: Path, mode: str, plan: str = "auto") -> IndexConfig:
@@ -101,4 +95,4 @@ def test_settings_reach_it_by_keyword(images: Path, tmp_path: Path) -> None:
     )
     model = load(recipe, detector__path="tests.helpers.bright:load")
     assert model.class_names == ("patch",)
-    assert len(model.detect(str(images / "0.png")).boxes) >= 1
+    assert len(model.detect(str(images / "00.png")).boxes) >= 1

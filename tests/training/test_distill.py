@@ -20,8 +20,7 @@ from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 from af_pipeline.training import distill as module
 from af_pipeline.training.distill import distill
-from tests.helpers.bright import scene
-from tests.helpers.planted import save
+from tests.helpers.bright import scene, write_scenes
 
 
 def config(images: Path, function: str = "load") -> IndexConfig:
@@ -49,11 +48,7 @@ class Lesson:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    rng = np.random.default_rng(3)
-    for number in range(18):
-        save(folder / f"{number:02}.png", scene(rng))
-    return folder
+    return write_scenes(tmp_path_factory.mktemp("scenes"), 18, 3)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +170,7 @@ def test_the_config_to_use_has_the_network_and_the_source(
 def test_wrong_options_are_told_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
-    save(tmp_path / "images/0.png", scene(np.random.default_rng(1)))
+    write_scenes(tmp_path / "images", 1, 1)
     given = ["--config", "configs/index/coco_yolox.yaml", "--output", str(tmp_path / "out")]
     assert main([*given, "--set", f"source.uri={tmp_path / 'images'}", *options]) == 2
     told = capsys.readouterr().err

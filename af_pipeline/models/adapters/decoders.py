@@ -15,12 +15,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from af_pipeline.models.detector import PIXEL_MEAN, PIXEL_STD
+
 Array = NDArray[np.float32]
 Outputs = Mapping[str, NDArray[Any]]
 Decoded = tuple[Array, Array]
 Size = tuple[int, int]
 
-_IMAGENET_MEAN, _IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB
 _STRIDES = (8, 16, 32, 64)
 TEXT_THRESHOLD = 0.3  # probability from which a pixel is text (DBNet)
 TEXT_LEAST = 12  # px of the smallest component that counts
@@ -85,7 +86,8 @@ def corners_of(centres: NDArray[Any], sides: NDArray[Any]) -> Array:
     return np.concatenate([centres - sides / 2, centres + sides / 2], 1).astype(np.float32)
 
 
-def _sigmoid(values: NDArray[Any]) -> NDArray[Any]:
+def sigmoid(values: NDArray[Any]) -> NDArray[Any]:
+    """Probabilities of logits."""
     return 1 / (1 + np.exp(-values))
 
 
@@ -121,7 +123,7 @@ def detr(outputs: Outputs, size: Size) -> Decoded:
         raise LayoutError(f"expected logits [Q, C] and boxes [Q, 4], found {shapes(outputs)}")
     scale = np.array([size[1], size[0]], np.float32)
     boxes = corners_of(named[0][:, :2] * scale, named[0][:, 2:] * scale)
-    return boxes, _sigmoid(logits[0])
+    return boxes, sigmoid(logits[0])
 
 
 def nanodet(outputs: Outputs, size: Size) -> Decoded:
@@ -158,7 +160,7 @@ def fastestdet(outputs: Outputs, size: Size) -> Decoded:
     scale = np.array([size[1], size[0]], np.float32)
     centres = (cells + np.tanh(rows[:, 1:3])) / np.array(grid[::-1]) * scale
     scores = rows[:, :1].clip(0) ** 0.6 * rows[:, 5:].clip(0) ** 0.4
-    return corners_of(centres, _sigmoid(rows[:, 3:5]) * scale), scores.astype(np.float32)
+    return corners_of(centres, sigmoid(rows[:, 3:5]) * scale), scores.astype(np.float32)
 
 
 def yunet(outputs: Outputs, size: Size) -> Decoded:
@@ -235,14 +237,12 @@ FAMILIES: dict[str, Family] = {
     "yolov8": Family(yolov8, std=(255, 255, 255)),
     "detr": Family(detr, std=(255, 255, 255), suppresses=True),
     "rtdetr": Family(listed, std=(255, 255, 255), suppresses=True, lists=True),
-    "nanodet": Family(nanodet, "bgr", _IMAGENET_MEAN[::-1], _IMAGENET_STD[::-1]),
+    "nanodet": Family(nanodet, "bgr", PIXEL_MEAN[::-1], PIXEL_STD[::-1]),
     "ssd": Family(ssd, "rgb", (127, 127, 127), (128, 128, 128)),
     "fastestdet": Family(fastestdet, "bgr", std=(255, 255, 255)),
     "yunet": Family(yunet, "bgr"),
-    "boxes": Family(
-        listed, "bgr", _IMAGENET_MEAN[::-1], _IMAGENET_STD[::-1], suppresses=True, lists=True
-    ),
-    "text_map": Family(text_map, "bgr", _IMAGENET_MEAN[::-1], _IMAGENET_STD[::-1]),
+    "boxes": Family(listed, "bgr", PIXEL_MEAN[::-1], PIXEL_STD[::-1], suppresses=True, lists=True),
+    "text_map": Family(text_map, "bgr", PIXEL_MEAN[::-1], PIXEL_STD[::-1]),
 }
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from af_pipeline.models.adapters.decoders import Decoded, corners_of
-from af_pipeline.models.foreign import Found, files_hash, missing_extra
+from af_pipeline.models.adapters.decoders import Decoded, corners_of, sigmoid
+from af_pipeline.models.foreign import Found, TorchForeign, files_hash, missing_extra
 from af_pipeline.models.info import CheckpointError
 from af_pipeline.settings.detector import ForeignConfig
 
 
-class HuggingFaceDetector:
+class HuggingFaceDetector(TorchForeign):
     """A model of `AutoModelForObjectDetection`, or with ``detector.prompts`` of
     `AutoModelForZeroShotObjectDetection`, as a `ForeignDetector`.
 
@@ -79,11 +79,6 @@ class HuggingFaceDetector:
         value = getattr(images, name, None)
         return default if value is None else value
 
-    def start(self, device: str, threads: int) -> None:
-        """As of `ForeignDetector`; a forward takes the threads that torch is set to."""
-        self.model.to(device)
-        self.device = device
-
     @torch.inference_mode()
     def __call__(self, batch: NDArray[np.uint8]) -> list[Found]:
         """As of `ForeignDetector`."""
@@ -108,7 +103,7 @@ class HuggingFaceDetector:
             shares = np.exp(logits - logits.max(1, keepdims=True))
             scores = (shares / shares.sum(1, keepdims=True))[:, :classes]
         elif logits.shape[1] == classes:
-            scores = 1 / (1 + np.exp(-logits))
+            scores = sigmoid(logits)
         else:
             raise CheckpointError(
                 f"{self.path} answers with {logits.shape[1]} scores a box, not with one for each "

@@ -16,7 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from af_pipeline.models.adapters.decoders import one_hot
-from af_pipeline.models.foreign import Found, files_hash
+from af_pipeline.models.foreign import Found, TorchForeign, files_hash
 from af_pipeline.models.info import CheckpointError
 from af_pipeline.settings.detector import ForeignConfig
 
@@ -41,7 +41,7 @@ class _Ready(nn.Module):
         return result
 
 
-class TorchvisionDetector:
+class TorchvisionDetector(TorchForeign):
     """A torchvision detector as a `ForeignDetector`; label 0 is the background, as they train.
 
     ``detector.class_names`` name the other labels, from 1 on. Raises CheckpointError.
@@ -64,22 +64,16 @@ class TorchvisionDetector:
         self.model.transform = _Ready(self.model.transform)
         self.model.eval()
 
-    def start(self, device: str, threads: int) -> None:
-        """As of `ForeignDetector`; a forward takes the threads that torch is set to."""
-        self.model.to(device)
-        self.device = device
-
     @torch.inference_mode()
     def __call__(self, batch: NDArray[np.uint8]) -> list[Found]:
         """As of `ForeignDetector`."""
-        images = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).float() / 255
         return [
             one_hot(
                 one["boxes"].float().cpu().numpy(),
                 one["scores"].float().cpu().numpy(),
                 one["labels"].cpu().numpy() - 1,
             )
-            for one in self.model(list(images))
+            for one in self.model(list(self.images(batch)))
         ]
 
 

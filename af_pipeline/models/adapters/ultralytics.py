@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from af_pipeline.models.adapters.decoders import listed, yolov8
-from af_pipeline.models.foreign import Found, files_hash, missing_extra
+from af_pipeline.models.foreign import Found, TorchForeign, files_hash, missing_extra
 from af_pipeline.models.info import CheckpointError
 from af_pipeline.settings.detector import ForeignConfig
 
 _TASKS = ("detect", "segment", "pose")  # whose answers begin with upright boxes and classes
 
 
-class UltralyticsDetector:
+class UltralyticsDetector(TorchForeign):
     """A YOLO of theirs as a `ForeignDetector`; its own letterbox and NMS never run.
 
     A .pt file is a pickle, which runs code when it is read: ``detector.allow_pickle`` must say
@@ -80,16 +80,10 @@ class UltralyticsDetector:
         values: torch.Tensor = answer
         return values
 
-    def start(self, device: str, threads: int) -> None:
-        """As of `ForeignDetector`; a forward takes the threads that torch is set to."""
-        self.model.to(device)
-        self.device = device
-
     @torch.inference_mode()
     def __call__(self, batch: NDArray[np.uint8]) -> list[Found]:
         """As of `ForeignDetector`."""
-        images = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).float() / 255
-        values = self._answer(images).float().cpu().numpy()
+        values = self._answer(self.images(batch)).float().cpu().numpy()
         size = (batch.shape[1], batch.shape[2])
         if self.suppresses:
             return [listed({"output0": one}, size) for one in values]
