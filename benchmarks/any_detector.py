@@ -173,8 +173,7 @@ def measure(
         results.append(
             {
                 "method": name,
-                "AP": 100 * (scores["AP"] or 0.0),
-                "AP50": 100 * (scores["AP50"] or 0.0),
+                **{size: _percent(scores[size]) for size in ("AP", "AP50", "APS", "APM", "APL")},
                 "kept": reference.score(own)["recall"],
                 "MP": sum(sum(row.ledger.pixels) for row in own) / count / 1e6,
                 "CPU s": cpu[name] / count,
@@ -182,6 +181,10 @@ def measure(
             }
         )
     return results
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def focused_methods(name: str, case: Case, out: Path, steps: int) -> dict[str, Method]:
@@ -224,6 +227,13 @@ def run_case(name: str, case: Case, out: Path, steps: int, count: int) -> list[d
     return measure(methods, dataset, names)
 
 
+def cell(value: str | float | None) -> str:
+    """A value of a table."""
+    if isinstance(value, str):
+        return value
+    return "-" if value is None else f"{value:.3f}"
+
+
 def first(dataset: AnnotatedDataset, count: int) -> AnnotatedDataset:
     """The first images only."""
     return dataset.with_images(dataset.images[:count])
@@ -246,10 +256,7 @@ def main() -> int:
         report[name] = run_case(name, case, given.output, given.steps, given.images)
         columns = list(report[name][0])
         lines = [[name if i == 0 else "", *columns] for i in range(1)]
-        lines += [
-            ["", *(value if isinstance(value, str) else f"{value:.3f}" for value in one.values())]
-            for one in report[name]
-        ]
+        lines += [["", *(cell(value) for value in one.values())] for one in report[name]]
         print("\n".join(align(lines)), flush=True)
         (given.output / f"{name.replace(', ', '_').lower()}.json").write_text(
             json.dumps(report[name], indent=2)

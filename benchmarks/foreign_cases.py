@@ -142,6 +142,21 @@ def cases(data: Path, out: Path, mine: Path | None) -> dict[str, Case]:
             24,
             12,
         ),
+        "scenes, FastestDet": Case(
+            "configs/index/coco_yolox.yaml",
+            (
+                f"detector.path={detectors / 'fastestdet/FastestDet.onnx'}",
+                "detector.decoder=fastestdet",
+                "pyramid=[{max_side: 704}, {max_side: 2112}]",
+                "focus.steps=[{threshold: 0.2, dilation: 3, context: 16, min_size: 32}]",
+            ),
+            learn,
+            test,
+            scene,
+            352,
+            24,
+            12,
+        ),
         "scenes, RTMDet": Case(
             "configs/index/persons_rtmdet.yaml",
             (

@@ -31,7 +31,8 @@ from af_pipeline.settings.modes import build_plan
 from af_pipeline.tuning.risk import certify
 from af_pipeline.tuning.runner import Runner
 from af_pipeline.tuning.sample import draw_sample
-from af_pipeline.tuning.search import Reference, shift_threshold
+from af_pipeline.tuning.search import Reference
+from af_pipeline.tuning.trials import shift_threshold
 from af_pipeline.tuning.tune import SHIFTS
 
 

@@ -115,7 +115,6 @@ class FocusedPredictor:
     ) -> None:
         self.predict, self.device, self.first = predict, device, first
         self.network, self.info = folded(network).to(device), network.info
-        self.bf16 = use_bf16("auto", device)
         self.class_names = predict.class_names
         self.spread = getattr(predict, "spread", map)
 
@@ -127,7 +126,7 @@ class FocusedPredictor:
 
     def __call__(self, crops: Sequence[NDArray[np.uint8]], lane: Lane) -> list[Prediction]:
         """Crops uint8 [h, w, 3] RGB that fit ``lane`` -> predictions in network px."""
-        maps = self._maps(crops)
+        maps = focus_maps(self.network, crops, self.device)
         wanted = list(range(len(crops)))
         if self.first:
             wanted = [i for i in wanted if self._seen(maps[i], crops[i])]
@@ -139,14 +138,6 @@ class FocusedPredictor:
         rows, columns = (-(-side // STRIDE) for side in crop.shape[:2])
         return bool((maps[PRESENT, :rows, :columns] >= self.info.present).any())
 
-    @torch.inference_mode()
-    def _maps(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        batch = torch.from_numpy(pad_batch(crops, None)).to(self.device).permute(0, 3, 1, 2)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.network(batch)
-        maps: NDArray[np.float32] = logits.float().sigmoid().cpu().numpy()
-        return maps
-
 
 _NOTHING = Prediction(
     np.zeros((0, 4), np.float32),
@@ -155,6 +146,21 @@ _NOTHING = Prediction(
     np.zeros((0, 0), np.float32),
     looked=False,
 )
+
+
+@torch.inference_mode()
+def focus_maps(
+    network: nn.Module, crops: Sequence[NDArray[np.uint8]], device: torch.device
+) -> NDArray[np.float32]:
+    """What ``network``, on ``device``, sees in crops uint8 [h, w, 3] of about one size.
+
+    Probabilities float32 [N, 2, h/16, w/16], of the crops padded to one shape.
+    """
+    batch = torch.from_numpy(pad_batch(crops, None)).to(device).permute(0, 3, 1, 2)
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16("auto", device)):
+        logits = network(batch)
+    maps: NDArray[np.float32] = logits.float().sigmoid().cpu().numpy()
+    return maps
 
 
 def save_focus_network(network: FocusNetwork, path: str | Path) -> None:

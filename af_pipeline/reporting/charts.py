@@ -30,7 +30,7 @@ MOST_BINS = 200
 _METHOD_LOOK = {  # colour, marker
     "pyramid": (BLACK, "^"),
     "whole": (ORANGE, "s"),
-    "two scales": (GREEN, "D"),
+    "fewer scales": (GREEN, "D"),
     "tiles": (PINK, "v"),
     "autofocus": (BLUE, "o"),
 }
@@ -124,10 +124,10 @@ def accuracy_cost_figure(records: Sequence[Record], cost: str) -> Figure:
     points that no cheaper one reaches.
 
     Args:
-        records: method ("whole", "two scales", "pyramid", "autofocus" or "tiles"), setting, AP and
-            AP50 (0..1 or None), recall (share of the pyramid's confident detections found again,
-            0..1), pixels (mean network px per image), seconds (per image, or None), confirmed (a
-            real cascade; False: replayed from recorded maps), chosen.
+        records: method ("whole", "fewer scales", "pyramid", "autofocus" or "tiles"), setting, AP
+            and AP50 (0..1 or None), recall (share of the pyramid's confident detections found
+            again, 0..1), pixels (mean network px per image), seconds (an image, or None), confirmed
+            (a real cascade; False: replayed from recorded maps), chosen.
         cost: "pixels" or "seconds".
     """
     if cost not in _COSTS:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 
 from af_pipeline.config import dump_config, dump_without
@@ -30,6 +29,7 @@ from af_pipeline.models.focus_network import (
     PRESENT,
     FocusInfo,
     FocusNetwork,
+    focus_maps,
     load_focus_network,
     save_focus_network,
 )
@@ -174,13 +174,13 @@ def _train(network: FocusNetwork, crops: Crops, rule: DistillRule, tell: Tell) -
                 )
 
 
-@torch.inference_mode()
 def _present(network: FocusNetwork, config: IndexConfig, images: Sequence[Taught]) -> float:
     """Half the probability that all but few of the objects of each scale reach somewhere."""
     best: list[float] = []
     for image in images:
         for number, pixels in looks(image, config.pyramid, config.source):
-            size, maps = pixels.shape[:2], _map(network, pixels)
+            size = pixels.shape[:2]
+            maps = focus_maps(network, [pixels], torch.device("cpu"))[0, PRESENT]
             raw = image.raw
             here = raw.select((raw.scores >= FOUND) & (raw.scales == number))
             own = image.objects.select(found_by(image.objects, here))
@@ -189,12 +189,3 @@ def _present(network: FocusNetwork, config: IndexConfig, images: Sequence[Taught
                 part = maps[max(0, int(y0)) : -int(-y1 // 1), max(0, int(x0)) : -int(-x1 // 1)]
                 best.append(float(part.max(initial=0.0)))
     return min(0.5, float(np.quantile(best, 1 - KEPT))) / 2 if best else 0.0
-
-
-def _map(network: FocusNetwork, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    height, width = (-(-side // STRIDE) * STRIDE for side in pixels.shape[:2])
-    canvas = np.zeros((1, height, width, 3), np.uint8)
-    canvas[0, : pixels.shape[0], : pixels.shape[1]] = pixels
-    batch = torch.from_numpy(canvas).permute(0, 3, 1, 2)
-    found: NDArray[np.float32] = network(batch)[0, PRESENT].sigmoid().numpy()
-    return found

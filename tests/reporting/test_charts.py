@@ -54,7 +54,7 @@ def methods(count: int) -> Records:
     records = [
         point("pyramid", 4e6, 0.4),
         point("whole", 0.5e6, 0.2),
-        point("two scales", 2e6, 0.33),
+        point("fewer scales", 2e6, 0.33),
         point("tiles", 3e6, 0.35, setting="640 px"),
         point("autofocus", 1.5e6, 0.38, setting="0.2, 0.3", chosen=True),
     ]
@@ -138,7 +138,7 @@ def test_accuracy_cost_names_methods_settings_and_units() -> None:
     figure = accuracy_cost_figure(methods(60), "pixels")
     assert sorted(texts(figure)) == sorted(
         ["network pixels per image [MP]"] * 2
-        + ["AP, IoU 0.50 to 0.95", "AP50, IoU 0.50", "pyramid", "whole", "two scales"]
+        + ["AP, IoU 0.50 to 0.95", "AP50, IoU 0.50", "pyramid", "whole", "fewer scales"]
         + ["tiles 640 px", "chosen: 0.2, 0.3", "autofocus, real cascade"]
         + ["autofocus, replayed from recorded maps", *[""] * 4]
     )

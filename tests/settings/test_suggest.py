@@ -109,6 +109,25 @@ def test_a_cascade_costs_no_more_than_its_pyramid(statistics: DatasetStatistics)
     assert all(0 <= use.focus_cells <= 1 and 0 <= use.focus_chips <= 1 for use in found.scales)
 
 
+@settings(max_examples=15, deadline=None)
+@given(statistics_of())
+def test_other_pyramids_are_one_scale_away(statistics: DatasetStatistics) -> None:
+    suggestion = suggest(statistics)
+    own, chips = factors(suggestion), suggestion.chips_mp
+    for other in suggestion.others:
+        assert abs(len(other.factors) - len(own)) == 1
+        assert set(other.factors) < set(own) or set(own) < set(other.factors)
+        assert all(fine == 2 * coarse for coarse, fine in pairwise(other.factors))
+        megapixels = sum(
+            float(np.maximum(1, np.round(statistics.sizes * factor)).prod(1).mean()) / 1e6
+            for factor in other.factors
+        )
+        assert other.pyramid_mp == pytest.approx(megapixels)
+        assert other.chips_mp <= other.pyramid_mp + 1e-9
+        if other.factors[:-1] == tuple(own):
+            assert other.chips_mp >= chips  # one finer costs more than none
+
+
 def test_one_size_takes_one_scale_and_says_so() -> None:
     found = suggest(measure([squares(50, 100, 600, 55)], [(600, 600)]))
     assert factors(found) == [1.0]

@@ -18,17 +18,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from af_pipeline.core.boxes import box_area, box_side
-from af_pipeline.core.focus import (
-    FOCUS,
-    ChipRule,
-    FocusRule,
-    chips_from_map,
-    focus_cells,
-    focus_labels,
-)
+from af_pipeline.core.boxes import box_side
+from af_pipeline.core.focus import FocusRule
 from af_pipeline.core.scales import Scale
 from af_pipeline.settings.suggest.anchors import Anchors, anchor_recall, make_anchors, neat
+from af_pipeline.settings.suggest.areas import (
+    FACTOR_CAP,
+    Areas,
+    OtherPyramid,
+    areas_of,
+    other_pyramids,
+)
 from af_pipeline.settings.suggest.statistics import (
     IMAGES_LOOKED_AT,
     QUANTILES,
@@ -37,7 +37,6 @@ from af_pipeline.settings.suggest.statistics import (
 )
 from af_pipeline.sniper.chips import MIN_SIDE
 
-FACTOR_CAP = 4.0  # enlarging further adds pixels, no detail
 MAX_SCALES = 4
 OVERLAP = 1.3  # upper bound of a scale / lower bound of the next coarser; SNIPER: 1.25 and 2.5
 UNSURE = 1.4  # ignore_until / focus_below; AutoFocus: 90 / 64
@@ -47,7 +46,6 @@ HOPELESS = 4.0  # network px, half a cell of the finest stride
 CHIP_STRIDE = 0.11  # of a chip's side, SNIPER's grid: 56 of 512 px; the rest fits wherever it lies
 WORTH = 0.9  # one more scale must bring the pixels below this share of what they were
 BOXES_LOOKED_AT = 50_000  # for anchors; evenly spaced
-CHIP_RULE = ChipRule(threshold=0.5, dilation=3, min_size=64, chip_cost=8192)
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ class Suggestion:
             answers for them, with a centred anchor of IoU 0.5; other_recall: of the anchors given.
         pyramid_mp: network MP per image, every scale whole. cells_mp: only the focus cells of
             the finer scales (a bound nothing reaches). chips_mp: their FocusChips.
+        others: a scale more at either end, and a scale less.
         images_looked_at: images that the areas were measured on.
         warnings: in words.
     """
@@ -95,22 +94,9 @@ class Suggestion:
     cells_mp: float
     chips_mp: float
     chip_size: int
+    others: tuple[OtherPyramid, ...]
     images_looked_at: int
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Areas:
-    """Per factor of a chain, fine to coarse: MP per image, shares of focus cells and chips."""
-
-    megapixels: list[float]
-    cells: list[float]
-    chips: list[float]
-
-    def cascade(self, count: int, shares: list[float]) -> float:
-        """MP per image of ``count`` scales: the coarsest whole, of each finer one its share."""
-        finer = sum(self.megapixels[i] * shares[i + 1] for i in range(count - 1))
-        return self.megapixels[count - 1] + finer
 
 
 def suggest(
@@ -152,7 +138,7 @@ def suggest(
     single = statistics.side[-1] <= 2 * statistics.side[0]
     chain, needed = _chain(statistics, _fits(chip_size), comfort, single)
     focus = _focus_rule(chain, high)
-    areas = _areas(statistics, chain, focus)
+    areas = areas_of(statistics, chain, focus)
     count = 1 if single else _scale_count(areas, needed)
     scales = _valid_ranges(chain[:count], high)
     shapes = _shapes(own, scales)
@@ -169,6 +155,7 @@ def suggest(
         cells_mp=used[0],
         chips_mp=used[1],
         chip_size=chip_size,
+        others=other_pyramids(statistics, chain, count, focus),
         images_looked_at=len(evenly(len(statistics.sizes), IMAGES_LOOKED_AT)),
         warnings=tuple(_warnings(statistics, uses, areas, chain, chip_size, comfort)),
     )
@@ -204,7 +191,7 @@ def _chain(
     return chain[: max(needed, noticed)], needed
 
 
-def _scale_count(areas: _Areas, needed: int) -> int:
+def _scale_count(areas: Areas, needed: int) -> int:
     """How many scales of the chain to take: more than needed only where it pays."""
     best = needed
     for count in range(needed + 1, len(areas.megapixels) + 1):
@@ -232,39 +219,8 @@ def _focus_rule(chain: list[float], high: float) -> FocusRule:
     return FocusRule(min(IGNORE_BELOW, below / 2), below, float(math.ceil(below * UNSURE)))
 
 
-def _areas(statistics: DatasetStatistics, chain: list[float], focus: FocusRule) -> _Areas:
-    megapixels, cells, chips = [], [], []
-    chosen = evenly(len(statistics.sizes), IMAGES_LOOKED_AT)
-    for place, factor in enumerate(chain):
-        scaled = np.maximum(1, np.round(statistics.sizes * factor))
-        megapixels.append(float(scaled.prod(1).mean()) / 1e6)
-        if not place:  # nothing is cut from the finest
-            cells.append(0.0)
-            chips.append(0.0)
-            continue
-        looked_at = np.array([_focus_area(statistics, i, factor, focus) for i in chosen])
-        cell_share, chip_share = looked_at[:, 0] / looked_at[:, 1], looked_at[:, 2]
-        pixels = scaled[chosen].prod(1)
-        cells.append(float(cell_share @ pixels / pixels.sum()))
-        chips.append(float(chip_share.sum() / pixels.sum()))
-    return _Areas(megapixels, cells, chips)
-
-
-def _focus_area(
-    statistics: DatasetStatistics, image: int, factor: float, focus: FocusRule
-) -> tuple[float, float, float]:
-    """Focus cells of one image at ``factor``, all its cells, network px of its FocusChips."""
-    first, last = np.searchsorted(statistics.image, [image, image + 1])
-    boxes, crowd = statistics.boxes[first:last] * factor, statistics.crowd[first:last]
-    height, width = (max(1, round(side * factor)) for side in statistics.sizes[image].tolist())
-    labels = focus_labels(boxes, height, width, focus, crowd)
-    truth = (labels == FOCUS).astype(np.float32)
-    rects, *_ = chips_from_map(truth, CHIP_RULE, (height, width))
-    return float(focus_cells(truth, CHIP_RULE).sum()), truth.size, float(box_area(rects).sum())
-
-
 def _uses(
-    statistics: DatasetStatistics, scales: tuple[Scale, ...], areas: _Areas, chip_size: int
+    statistics: DatasetStatistics, scales: tuple[Scale, ...], areas: Areas, chip_size: int
 ) -> tuple[ScaleUse, ...]:
     counted = ~statistics.crowd
     boxes, sizes = statistics.boxes[counted], statistics.sizes[statistics.image[counted]]
@@ -311,7 +267,7 @@ def _shapes(boxes: NDArray, scales: tuple[Scale, ...]) -> NDArray[np.float64]:
 def _warnings(
     statistics: DatasetStatistics,
     uses: tuple[ScaleUse, ...],
-    areas: _Areas,
+    areas: Areas,
     chain: list[float],
     chip_size: int,
     comfort: tuple[float, float],
@@ -322,7 +278,7 @@ def _warnings(
 
 
 def _warn_pixels(
-    statistics: DatasetStatistics, uses: tuple[ScaleUse, ...], areas: _Areas, chain: list[float]
+    statistics: DatasetStatistics, uses: tuple[ScaleUse, ...], areas: Areas, chain: list[float]
 ) -> Iterator[str]:
     if len(uses) == 1:
         octave = statistics.side[-1] <= 2 * statistics.side[0]

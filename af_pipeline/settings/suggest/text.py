@@ -12,8 +12,9 @@ from af_pipeline.core.boxes import box_side
 from af_pipeline.core.text_table import align
 from af_pipeline.data.annotations.dataset import AnnotatedDataset
 from af_pipeline.settings.suggest.anchors import Anchors
+from af_pipeline.settings.suggest.areas import CHIP_RULE
 from af_pipeline.settings.suggest.statistics import QUANTILES, DatasetStatistics, dataset_statistics
-from af_pipeline.settings.suggest.suggest import CHIP_RULE, ScaleUse, Suggestion, suggest
+from af_pipeline.settings.suggest.suggest import ScaleUse, Suggestion, suggest
 from af_pipeline.settings.train import ModelConfig
 
 OCTAVES = tuple(2**k for k in range(1, 11))  # px: below 4, 4 to 8, ..., 1024 and more
@@ -46,6 +47,7 @@ def report_text(statistics: DatasetStatistics, suggestion: Suggestion) -> str:
         _class_table(statistics),
         _scale_table(suggestion),
         _pixels(suggestion),
+        _other_pyramids(suggestion),
         _anchor_lines(suggestion),
         _warning_lines(suggestion.warnings),
         ["-" * 80, yaml_block(suggestion).rstrip()],
@@ -212,6 +214,20 @@ def _pixels(suggestion: Suggestion) -> list[str]:
         f"focus map {chips:.3g} MP ({pyramid / chips:.3g} times fewer); focus cells alone "
         f"{cells:.3g} MP ({pyramid / cells:.3g} times,",
         f"a bound that rectangles do not reach). Measured on {suggestion.images_looked_at} images.",
+    ]
+
+
+def _other_pyramids(suggestion: Suggestion) -> list[str]:
+    rows = [["other pyramids", "every scale whole", "with FocusChips"]]
+    rows += [
+        [", ".join(f"{one:g}" for one in other.factors), f"{other.pyramid_mp:.3g} MP",
+         f"{other.chips_mp:.3g} MP" if len(other.factors) > 1 else "-"]
+        for other in suggestion.others
+    ]  # fmt: skip
+    return [
+        *_table(rows),
+        "A finer scale makes boxes tighter, and finds what is too small at the others; a coarser",
+        "one says where to look. jobs/tune.py leaves out scales that bring nothing.",
     ]
 
 
