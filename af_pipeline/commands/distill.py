@@ -28,7 +28,7 @@ from af_pipeline.settings.index import IndexConfig, SourceConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Distill; exit code 1 if the thresholds cannot keep to the limits, 2 for unusable input."""
+    """Distill; exit code 1 if the graph stopped or no guarantee was given, 2 for unusable input."""
     given = options_of(config_parser(__doc__, "configs/index"), DistillRule, argv)
     try:
         config = load_config(IndexConfig, given.pop("config"), given.pop("sets"))

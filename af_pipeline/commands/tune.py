@@ -1,12 +1,12 @@
-"""Choose the focus settings for your images, and draw the paper's figures.
+"""Choose mode, scales and focus settings for your images, and draw the paper's figures.
 
 python jobs/tune.py --config configs/index/aerial.yaml --ground-truth FILE --output OUT
 python jobs/tune.py --config ... --set source.uri=PHOTOS --output OUT      without ground truth
 python jobs/tune.py ... --alpha 0.1 --delta 0.1     thresholds with a guarantee (docs/TUNING.md)
 
-Looks once at everything in a sample, replays focus settings on what was seen, confirms the best
-with the real cascade. OUT/config.yaml is the index config to use, OUT/report/index.html the
-report. The same command goes on where it was stopped.
+Looks once at everything in a sample, replays scales and focus settings on what was seen, confirms
+the best with the real cascade. OUT/config.yaml is the index config to use, OUT/report/index.html
+the report. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from af_pipeline.tuning.options import TuneRule
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Tune; exit code 1 if nothing keeps to the limits, 2 for input that cannot be used."""
+    """Tune; exit code 1 if no guarantee could be given, 2 for input that cannot be used."""
     given = options_of(config_parser(__doc__, "configs/index"), TuneRule, argv)
     try:
         config = load_config(IndexConfig, given.pop("config"), given.pop("sets"))

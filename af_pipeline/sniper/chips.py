@@ -48,12 +48,6 @@ class SniperRule:
         description="most chips an image and epoch around objects too small for a "
         "scale that no positive chip shows, for the FocusPixels",
     )
-    focus_windows: Count = Field(
-        default=0,
-        ge=0,
-        description="further chips an image and epoch, anywhere at any scale but the finest: so "
-        "that FocusPixels are learned from the ground, too, which no other chip shows",
-    )
     bounds: Literal["both", "official"] = Field(
         default="both",
         description="both: what lies inside the valid range is learned; official, as SNIPER's "
@@ -150,15 +144,10 @@ def image_chips(
         positive += level.owned(covering) if chips.bounds == "official" else covering
     if image.proposals is None and not len(image.boxes):
         for _ in range(chips.negatives):
-            level = _Level(rng, image, making, int(rng.integers(len(scales))))
-            negative.append(level.anywhere("negative"))
+            negative.append(_Level(rng, image, making, int(rng.integers(len(scales)))).anywhere())
     if chips.bounds == "official":
         focus, negative = ([replace(c, owned=()) for c in kind] for kind in (focus, negative))
     some = _some(rng, focus, chips.focus_chips) + _some(rng, negative, chips.negatives)
-    for _ in range(chips.focus_windows if len(scales) > 1 else 0):
-        level = _Level(rng, image, making, int(rng.integers(len(scales) - 1)))
-        window = level.anywhere("focus")
-        some.append(replace(window, owned=()) if chips.bounds == "official" else window)
     return positive + some
 
 
@@ -231,10 +220,10 @@ class _Level:
         enough = np.flatnonzero(np.bincount(first, minlength=len(corners)) > least)
         return [self.window(corner, "negative") for corner in corners[enough].tolist()]
 
-    def anywhere(self, kind: Kind) -> ChipWindow:
-        """A chip that no box decides on."""
+    def anywhere(self) -> ChipWindow:
+        """A negative chip of an image without boxes."""
         corner = int(self.rng.choice(self.grid.xs)), int(self.rng.choice(self.grid.ys))
-        return self.window(corner, kind)
+        return self.window(corner, "negative")
 
     def owned(self, chips: list[ChipWindow]) -> list[ChipWindow]:
         """Give each box of the scale to the chip that shows most of it (the first of equals)."""

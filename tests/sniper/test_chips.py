@@ -228,21 +228,6 @@ def crowded(box: list[float], count: int) -> NDArray[np.float32]:
     return np.tile(np.array(box or [0] * 4, np.float32), (count, 1))
 
 
-@pytest.mark.parametrize("bounds", ["both", "official"])
-def test_windows_for_focus_lie_anywhere_but_at_the_finest_scale(bounds: Bounds) -> None:
-    image = image_of([[300, 300, 340, 330]])
-    for seed in range(20):
-        before = chips(seed, image, bounds=bounds)
-        after = chips(seed, image, bounds=bounds, focus_windows=3)
-        assert after[: len(before)] == before
-        assert [window.kind for window in after[len(before) :]] == ["focus"] * 3
-    more = [one for seed in range(60) for one in chips(seed, image, focus_windows=3)[-3:]]
-    assert {window.scale for window in more} == {0, 1}
-    assert len({(window.scale, window.x0, window.y0) for window in more}) > 20
-    single = ChipMaking(SCALES[:1], SniperRule(size=SIZE, focus_windows=3), FocusRule())
-    assert image_chips(np.random.default_rng(0), image_of([]), single)[2:] == []
-
-
 def test_an_image_without_boxes_gives_negative_chips_anywhere() -> None:
     windows = [window for seed in range(60) for window in chips(seed, image_of([]), negatives=3)]
     assert len(windows) == 180
