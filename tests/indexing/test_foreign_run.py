@@ -86,6 +86,19 @@ def test_a_run_goes_on_with_the_same_detector_only(
         index(run.model_copy(update=other))
 
 
+def test_a_budget_holds_for_it(images: Path, tmp_path: Path, without_ray: None) -> None:
+    run = config(images, tmp_path / "free", "autofocus")
+    index(run)
+    free = pq.read_table(tmp_path / "free/images").to_pylist()
+    most = max(one["pixels_processed"] + one["pixels_padded"] for one in free) - 1
+    focus = run.focus.model_copy(update={"budget": most})
+    output = run.output.model_copy(update={"uri": str(tmp_path / "spent")})
+    index(run.model_copy(update={"focus": focus, "output": output}))
+    spent = pq.read_table(tmp_path / "spent/images").to_pylist()
+    assert max(one["pixels_processed"] + one["pixels_padded"] for one in spent) <= most
+    assert sum(one["num_refused"] for one in spent) > 0 == sum(one["num_refused"] for one in free)
+
+
 def test_settings_reach_it_by_keyword(images: Path, tmp_path: Path) -> None:
     """`af_pipeline.load` of a recipe with the file of one's own."""
     recipe = tmp_path / "recipe.yaml"

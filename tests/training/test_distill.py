@@ -16,6 +16,7 @@ from af_pipeline.models.open import open_detector
 from af_pipeline.output.place import OutputError
 from af_pipeline.settings.detector import FocusNetworkConfig
 from af_pipeline.settings.distill import DistillRule
+from af_pipeline.settings.guarantee import check_guarantee
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan
 from af_pipeline.training import distill as module
@@ -156,6 +157,22 @@ def test_the_config_to_use_has_the_network_and_the_source(
     assert chosen.detector == config(images).detector
     row = looked(chosen, scene(np.random.default_rng(99)))
     assert len(row.detections) >= 2
+
+
+@pytest.mark.slow
+def test_thresholds_of_a_network_can_be_certified(
+    lesson: Lesson, images: Path, tmp_path: Path, without_ray: None
+) -> None:
+    done = distill(config(images), lesson.rule())
+    asked = lesson.rule(output=tmp_path, held=2, calibration=2, alpha=0.7, delta=0.4, max_lost=0.5)
+    assert choose_settings(config(images), asked, done.network, done.held) == 0
+    chosen = load_config(IndexConfig, tmp_path / "index.yaml")
+    assert chosen.guarantee is not None
+    assert (chosen.mode, chosen.guarantee.images) == ("autofocus", 2)
+    check_guarantee(chosen, open_detector(chosen).identity)
+    other = chosen.model_copy(update={"detector_nms": 0.5})
+    with pytest.raises(ValueError, match="certified for other settings"):
+        check_guarantee(other, open_detector(other).identity)
 
 
 @pytest.mark.parametrize(
