@@ -61,6 +61,7 @@ def distilled(case: Case, folder: Path, steps: int) -> tuple[Path, float]:
     return path, time.perf_counter() - began
 
 
+COLUMNS = ("method", "AP", "AP50", "kept", "MP", "CPU s", "s")
 Method = Callable[[ImageRow, np.ndarray], None]
 
 
@@ -169,7 +170,8 @@ def measure(
     results = []
     for name, own in rows.items():
         table = detections_table(rows_to_table(own, stored=True), names)
-        scores = evaluate_detections(dataset, table).overall
+        found = evaluate_detections(dataset, table)
+        scores, classes = found.overall, found.per_class
         results.append(
             {
                 "method": name,
@@ -178,6 +180,7 @@ def measure(
                 "MP": sum(sum(row.ledger.pixels) for row in own) / count / 1e6,
                 "CPU s": cpu[name] / count,
                 "s": wall[name] / count,
+                "classes": {one: _percent(own["AP"]) for one, own in classes.items()},
             }
         )
     return results

@@ -28,7 +28,7 @@ from af_pipeline.settings.index import IndexConfig
 from benchmarks.any_detector import cascade, cell, measure
 from benchmarks.foreign_cases import part
 
-COLUMNS = ("AP", "AP50", "APS", "APM", "APL", "kept", "MP", "CPU s")
+COLUMNS = ("method", "AP", "AP50", "APS", "APM", "APL", "kept", "MP", "CPU s")
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,10 @@ def main() -> int:
         chosen = prepare(name.replace(" ", "_"), domain, given.output)
         rows = score(domain, chosen)
         (given.output / f"{name.replace(' ', '_')}.json").write_text(json.dumps(rows, indent=2))
-        columns = ("method", *COLUMNS)
-        lines = [columns, *([cell(one[key]) for key in columns] for one in rows)]
+        lines = [COLUMNS, *([cell(one[key]) for key in COLUMNS] for one in rows)]
         print("\n".join(align(lines)), flush=True)
+        for one in rows:
+            print(one["method"], {key: cell(value) for key, value in one["classes"].items()})
     return 0
 
 
