@@ -18,7 +18,7 @@ from af_pipeline.tuning.replay import Record, replay
 from af_pipeline.tuning.runner import Runner
 from af_pipeline.tuning.sample import TuneSample
 from af_pipeline.tuning.search import Progress, Reference, Replayer, true_positives
-from af_pipeline.tuning.trials import Rules, Trial, pick, pick_safer, rules_at
+from af_pipeline.tuning.trials import Rules, Trial, pick, pick_safer, rules_at, surest
 
 MORE_PYRAMIDS = 2  # besides the full one, that focus settings are searched for
 MODES = ("whole", "tiles")
@@ -114,7 +114,10 @@ class _FocusSearch:
     progress: Progress
 
     def search(self, kept: Kept, base: Sequence[ChipRule], grid: TuneRule) -> list[Trial]:
-        """Settings between ``kept`` scales; the finest step first, those before it open."""
+        """Settings between ``kept`` scales; the finest step first, those before it open.
+
+        The safest of a step goes on with the best: runs for real lose more than replays tell.
+        """
         scales = self.tuning.plan.scales
         own = [base[number] for number in kept[:-1]]
         name = "" if len(kept) == len(scales) else scales_name(scales, kept)
@@ -124,7 +127,8 @@ class _FocusSearch:
             settings = rules_at(step, beam, own, grid)
             what = f"replay, step {step} {name}".strip()
             found = self.replayer.trials(kept, settings, name, self.progress, what)
-            beam = [one.rules for one in pick(found, self.pyramid, grid, BEAM)]
+            best = [*pick(found, self.pyramid, grid, BEAM), surest(found)]
+            beam = list(dict.fromkeys(one.rules for one in best))
         return found
 
 

@@ -18,6 +18,7 @@ from af_pipeline.tuning.options import TuneRule
 from af_pipeline.tuning.pyramids import Kept
 
 Rules = tuple[ChipRule | None, ...]  # one a step; None: everything goes on
+ABOUT = 0.02  # recall by replay that makes no difference: it does not foretell so finely
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,9 @@ def pick_safer(trials: Sequence[Trial], rule: TuneRule, pyramid: Trial, count: i
 
     A replay does not know what a detector misses at the edges of chips: of about equal pixels, the
     setting with the widest margin around its cells comes first. Where none keeps to the limits,
-    those that lose fewest confident detections are taken.
+    those are taken that lose about as few confident detections as the best.
     """
-    best = max(one.recall for one in trials)
-    allowed = [one for one in trials if one.allowed(rule, pyramid)]
-    allowed = allowed or [one for one in trials if one.recall >= best]
+    allowed = [one for one in trials if one.allowed(rule, pyramid)] or _about_best(trials)
     pixels = np.log([one.pixels for one in allowed])
     edges = np.linspace(pixels.min(), pixels.max(), count + 1)[1:-1]
     groups: dict[int, list[Trial]] = {}
@@ -176,10 +175,20 @@ def choose(trials: Sequence[Trial], rule: TuneRule) -> tuple[list[Trial], Trial,
     if rule.alpha is not None:
         tried = [one for one in trials if one.method == "autofocus"]
     allowed = [one for one in tried if one is pyramid or one.allowed(rule, pyramid)]
-    best = min(allowed, key=lambda one: one.cost) if allowed else _surest(tried)
+    best = (
+        min(allowed, key=lambda one: one.cost)
+        if allowed
+        else max(tried, key=lambda one: one.recall)
+    )
     chosen = replace(best, chosen=True)
     return [chosen if one is best else one for one in trials], chosen, bool(allowed)
 
 
-def _surest(trials: Sequence[Trial]) -> Trial:
-    return max(trials, key=lambda one: one.recall)
+def surest(trials: Sequence[Trial]) -> Trial:
+    """The cheapest of those that lose about as few confident detections as the best."""
+    return min(_about_best(trials), key=lambda one: one.pixels)
+
+
+def _about_best(trials: Sequence[Trial]) -> list[Trial]:
+    best = max(one.recall for one in trials) - ABOUT
+    return [one for one in trials if one.recall >= best]

@@ -30,6 +30,7 @@ from af_pipeline.tuning.trials import (
     rules_at,
     setting_name,
     shift_threshold,
+    surest,
 )
 from tests.helpers.fakes import FakePredictor, make_plan, paint, scatter
 
@@ -217,6 +218,10 @@ def test_safer_settings_take_more_pixels_and_the_widest_margin() -> None:
     assert [t.setting for t in pick_safer(trials, rule, pyramid, 3)] == [
         "1000000.0-16", "2000000.0-16", "4000000.0-16"
     ]  # fmt: skip
+    near = one(3e6, 0.985, 99)
+    assert surest([*trials, near]).pixels == 1e6
+    assert surest([one(1e6, 0.97, 0), near, *trials[2:]]).pixels == 2e6
+    assert surest([near, *trials[4:]]) == near  # as good as the best, by replay
     never = asked(max_lost=-1)
     assert [t.pixels for t in pick_safer(trials, never, pyramid, 2)] == [2e6, 4e6]
     assert pick_safer(trials[:1], rule, pyramid, 3) == trials[:1]
