@@ -94,6 +94,7 @@ def domains(data: Path, out: Path) -> dict[str, Domain]:
             f"{bccd}/test.txt",
             None,
             "configs/train/bccd.yaml",
+            limits=("--on-broken", "drop"),
         ),
         "nuclei": Domain(
             "configs/index/nuclei.yaml", *nuclei, folder["nuclei"], "configs/train/nuclei.yaml"

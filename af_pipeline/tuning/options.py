@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -36,6 +36,10 @@ class TuneRule(Section):
         None,
         description="COCO json, VOC image set or Parquet; none: "
         "the full pyramid's confident detections stand for it",
+    )
+    on_broken: Literal["fail", "drop"] = Field(
+        "fail",
+        description="broken boxes of the ground truth: stop and name them, or leave them out",
     )
     sample: int = Field(100, ge=1, description="images to search on")
     seed: int = Field(0, ge=0, description="of the choice of images")

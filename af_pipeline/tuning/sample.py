@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from af_pipeline.data.access import SourceError
-from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage
+from af_pipeline.data.annotations.dataset import AnnotatedDataset, AnnotatedImage, OnBroken
 from af_pipeline.data.annotations.load import load_annotations
 from af_pipeline.data.secrets import redact
 from af_pipeline.data.sources.open import list_images
@@ -49,7 +49,13 @@ class TuneSample:
 
 
 def draw_sample(
-    config: IndexConfig, ground_truth: str | None, count: int, calibration: int, seed: int
+    config: IndexConfig,
+    ground_truth: str | None,
+    count: int,
+    calibration: int,
+    seed: int,
+    *,
+    on_broken: OnBroken = "fail",
 ) -> TuneSample:
     """``count`` random images to search on and ``calibration`` others to certify on.
 
@@ -59,7 +65,7 @@ def draw_sample(
     """
     dataset = None
     if ground_truth is not None:
-        dataset = load_annotations([ground_truth], config.source.images)
+        dataset = load_annotations([ground_truth], config.source.images, on_broken=on_broken)
         images = [SampleImage(one.image_id, one.uri, one) for one in dataset.images]
     else:
         images = _listed(config)

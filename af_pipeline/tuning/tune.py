@@ -87,7 +87,8 @@ def _prepare(config: IndexConfig, rule: TuneRule, progress: Progress) -> tuple[T
     focus = config.focus.model_copy(update={"budget": None})
     config = config.model_copy(update={"mode": "autofocus", "guarantee": None, "focus": focus})
     calibration = rule.calibration if rule.alpha is not None else 0
-    sample = draw_sample(config, rule.ground_truth, rule.sample, calibration, rule.seed)
+    sizes = rule.sample, calibration, rule.seed
+    sample = draw_sample(config, rule.ground_truth, *sizes, on_broken=rule.on_broken)
     used, bad = readable(sample.tune, config)
     held, worse = readable(sample.calibration, config)
     sample = replace(sample, tune=tuple(used), calibration=tuple(held))

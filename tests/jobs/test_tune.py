@@ -111,6 +111,7 @@ def test_bad_input_is_told(
         "e": (["--max-lost", "few"], "--max-lost: Input should be a valid number"),
         "f": (["--alpha", "1"], "--alpha: Input should be less than 1"),
         "g": (["--thresholds", "0.1,2"], "--thresholds: Input should be less than or equal to 1"),
+        "i": (["--on-broken", "mend"], "--on-broken: Input should be 'fail' or 'drop'"),
         "h": (["--sample", "0"], "--sample: Input should be greater than or equal to 1"),
     }
     for name, (arguments, message) in cases.items():
