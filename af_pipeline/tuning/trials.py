@@ -18,6 +18,7 @@ from af_pipeline.tuning.options import TuneRule
 from af_pipeline.tuning.pyramids import Kept
 
 Rules = tuple[ChipRule | None, ...]  # one a step; None: everything goes on
+WORTH = 0.8  # of the full pyramid's pixels times seconds: what saves less is not worth its loss
 ABOUT = 0.02  # recall by replay that makes no difference: it does not foretell so finely
 
 
@@ -168,8 +169,9 @@ def choose(trials: Sequence[Trial], rule: TuneRule) -> tuple[list[Trial], Trial,
     """The trials with one chosen, that one, and whether it keeps to the limits.
 
     ``trials``: run for real, the full pyramid first. Chosen is the cheapest of all methods within
-    the limits. A guarantee is about AutoFocus: where one is asked for, the others are no choice,
-    and where no settings keep to the limits, those that lose least are taken.
+    the limits, the pyramid itself unless that is worth the loss. A guarantee is about AutoFocus:
+    where one is asked for, the others are no choice, and where no settings keep to the limits,
+    those that lose least are taken.
     """
     pyramid, tried = trials[0], trials
     if rule.alpha is not None:
@@ -180,6 +182,8 @@ def choose(trials: Sequence[Trial], rule: TuneRule) -> tuple[list[Trial], Trial,
         if allowed
         else max(tried, key=lambda one: one.recall)
     )
+    if rule.alpha is None and best.cost > WORTH * pyramid.cost:
+        best = pyramid
     chosen = replace(best, chosen=True)
     return [chosen if one is best else one for one in trials], chosen, bool(allowed)
 

@@ -83,6 +83,8 @@ def test_the_cheapest_of_all_methods_is_chosen_by_pixels_and_time() -> None:
     trials, chosen, kept = choose([pyramid, lossy], rule)
     assert (chosen.method, kept) == ("pyramid", True)
     assert [one.chosen for one in trials] == [True, False]
+    hardly = scored("autofocus", 0.99, 7.6e6, 0.9)
+    assert choose([pyramid, hardly], rule)[1].method == "pyramid"  # a tenth is not worth a loss
     promised = rule.model_copy(update={"alpha": 0.1})
     assert choose([pyramid, slow, fewer], promised)[1].method == "autofocus"
     strict = promised.model_copy(update={"max_lost": 0.0})
