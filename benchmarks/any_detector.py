@@ -41,7 +41,7 @@ from af_pipeline.output.tables import detections_table
 from af_pipeline.settings.index import IndexConfig
 from af_pipeline.settings.modes import build_plan, fit_lanes
 from af_pipeline.sniper.images import read_image
-from af_pipeline.tuning.search import Reference
+from af_pipeline.tuning.search import Reference, true_positives
 from benchmarks.foreign_cases import Case, cases
 
 
@@ -149,9 +149,13 @@ def sahi(config: IndexConfig, slice_side: int, side: int, merge: str) -> Method:
 
 
 def measure(
-    methods: dict[str, Method], dataset: AnnotatedDataset, names: Sequence[str]
+    methods: dict[str, Method],
+    dataset: AnnotatedDataset,
+    names: Sequence[str],
+    right: bool = False,
 ) -> list[dict[str, Any]]:
-    """Each method over all images, in turns."""
+    """Each method over all images, in turns; ``right``: what is kept counts only where it is right,
+    as in jobs/tune.py with ground truth."""
     rows: dict[str, list[ImageRow]] = {name: [] for name in methods}
     cpu, wall = dict.fromkeys(methods, 0.0), dict.fromkeys(methods, 0.0)
     for image in dataset.images:
@@ -166,6 +170,12 @@ def measure(
             rows[name].append(row)
     count = len(dataset.images)
     full = {row.image_id: row.detections for row in rows["pyramid"]}
+    if right:
+        classes = dataset.class_names
+        full = {
+            one.image_id: true_positives(full[one.image_id], names, one, classes)
+            for one in dataset.images
+        }
     reference = Reference(full, tuple(names), None)
     results = []
     for name, own in rows.items():
