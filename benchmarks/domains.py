@@ -7,7 +7,8 @@ recipe of configs/train, at most 25 minutes on two cores), receipts (a detector 
 with a focus network distilled without labels). jobs/tune.py chooses mode, scales and focus settings
 on images that played no part in training; every method is then run, image by image in turns in one
 process, on further images. `kept`: share of the pyramid's confident detections that are right and
-found again; `MP`: network px an image without padding, `CPU s` an image without decoding. No weights of licence-bound sets leave the output folder.
+found again; `MP`: network px an image without padding, `CPU s`: seconds of CPU time an image
+without decoding. No weights of licence-bound sets leave the output folder.
 """
 
 from __future__ import annotations
