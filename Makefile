@@ -38,7 +38,7 @@ demo: setup ## run the whole pipeline on a small drawn data set
 test: setup ## run every test but the long campaigns
 	@status=0; \
 	echo "== tests without Ray, two at a time"; \
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not ray and not soak" -n 2 --durations=10 || status=1; \
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not ray and not soak" -n 2 --dist loadscope --durations=10 || status=1; \
 	echo "== tests with Ray, one at a time"; \
 	$(PYTEST) -m "ray and not soak" --durations=10 || status=1; \
 	exit $$status
@@ -49,7 +49,7 @@ soak: setup ## run the long campaigns, one at a time
 check: lint types fast ## lint, types and the fast tests; run before each commit
 
 fast: setup ## run the fast tests only
-	OMP_NUM_THREADS=1 $(PYTEST) -m "$(FAST)" -n 2
+	OMP_NUM_THREADS=1 $(PYTEST) -m "$(FAST)" -n 2 --dist loadscope
 
 format: setup ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix-only .

@@ -134,7 +134,11 @@ def train_network(
     }
     torch.manual_seed(rule.seed)
     network = FocusNetwork(FocusInfo(0.0, detector, training)).to(memory_format=torch.channels_last)
-    _train(network, crops, rule, tell)
+    torch.set_flush_denormal(True)  # moments that decay would make a step take seconds
+    try:
+        _train(network, crops, rule, tell)
+    finally:
+        torch.set_flush_denormal(False)  # the p-values of a guarantee may be that small
     network.eval()
     network.info = replace(network.info, present=_present(network, config, checked))
     return network
@@ -151,7 +155,6 @@ def _train(network: FocusNetwork, crops: Crops, rule: DistillRule, tell: Tell) -
         begin = state["step"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    torch.set_flush_denormal(True)  # moments that decay would make a step take seconds
     network.train()
     began, mean = time.perf_counter(), 0.0
     for step in range(begin, rule.steps):

@@ -160,6 +160,11 @@ def test_the_config_to_use_has_the_network_and_the_source(
 
 
 @pytest.mark.slow
+def test_tiny_numbers_are_numbers_after_it(lesson: Lesson) -> None:
+    assert float(torch.tensor([1e-40]) / 2) > 0  # p-values of a guarantee in the same process
+
+
+@pytest.mark.slow
 def test_thresholds_of_a_network_can_be_certified(
     lesson: Lesson, images: Path, tmp_path: Path, without_ray: None
 ) -> None:
