@@ -104,7 +104,7 @@ class Replayer:
             if line.endswith("}"):  # the last may be half a line
                 scores = json.loads(line)
                 setting, stored = scores.pop("key"), scores.pop("rules")
-                kept = tuple(scores.pop("scales"))
+                kept = tuple(scores.pop("scales", range(len(plan.scales))))  # earlier: all
                 rules = tuple(one and ChipRule(**one) for one in stored)
                 self.known[kept, rules] = Trial("autofocus", setting, rules, scores, scales=kept)
         context = multiprocessing.get_context("spawn")
