@@ -171,9 +171,8 @@ def measure(
     count = len(dataset.images)
     full = {row.image_id: row.detections for row in rows["pyramid"]}
     if right:
-        classes = dataset.class_names
         full = {
-            one.image_id: true_positives(full[one.image_id], names, one, classes)
+            one.image_id: true_positives(full[one.image_id], names, one, dataset.class_names)
             for one in dataset.images
         }
     reference = Reference(full, tuple(names), None)
@@ -181,7 +180,7 @@ def measure(
     for name, own in rows.items():
         table = detections_table(rows_to_table(own, stored=True), names)
         found = evaluate_detections(dataset, table)
-        scores, classes = found.overall, found.per_class
+        scores = found.overall
         results.append(
             {
                 "method": name,
@@ -190,7 +189,7 @@ def measure(
                 "MP": sum(sum(row.ledger.pixels) for row in own) / count / 1e6,
                 "CPU s": cpu[name] / count,
                 "s": wall[name] / count,
-                "classes": {one: _percent(own["AP"]) for one, own in classes.items()},
+                "classes": {one: _percent(its["AP"]) for one, its in found.per_class.items()},
             }
         )
     return results
@@ -267,9 +266,8 @@ def main() -> int:
         if wanted and name not in wanted:
             continue
         report[name] = run_case(name, case, given.output, given.steps, given.images)
-        columns = list(report[name][0])
-        lines = [[name if i == 0 else "", *columns] for i in range(1)]
-        lines += [["", *(cell(value) for value in one.values())] for one in report[name]]
+        lines = [[name, *COLUMNS]]
+        lines += [["", *(cell(one[key]) for key in COLUMNS)] for one in report[name]]
         print("\n".join(align(lines)), flush=True)
         (given.output / f"{name.replace(', ', '_').lower()}.json").write_text(
             json.dumps(report[name], indent=2)

@@ -1,6 +1,6 @@
 """A ladder of domains: trained or distilled by its recipe, tuned on one part, measured on another.
 
-python -m benchmarks.domains --data ../shared/data --output runs/domains [--only "aircraft;bccd"]
+python -m benchmarks.domains --data ../shared/data --output runs/domains [--only "aircraft;nuclei"]
 
 Domains: aerial cars (the committed detector), aircraft, blood cells and nuclei (each trained by its
 recipe of configs/train, at most 25 minutes on two cores), receipts (a detector of another maker,

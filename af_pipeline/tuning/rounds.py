@@ -58,50 +58,45 @@ def search(
     """By replay: pyramids, the full one first, and settings of AutoFocus in the best of them."""
     rows = [replay(record, unfocused(tuning.plan)) for record in records]
     reference = tuning.reference(rows)
-    pyramids = _pyramids(tuning, records, reference)
+    every = tuple(range(len(tuning.plan.scales)))
+    full = Trial("pyramid", scores=reference.score(rows), scales=every)
+    pyramids = [full, *_fewer(tuning, records, reference)]
     base = [rule for rule in tuning.plan.rules if isinstance(rule, ChipRule)]
     path, workers = tuning.rule.output / "trials.jsonl", tuning.rule.workers
     with Replayer(path, records, tuning.plan, reference, workers) as replayer:
-        focus = _FocusSearch(tuning, replayer, pyramids[0], progress)
-        full, *parts = _searched(tuning, pyramids)
+        focus = _FocusSearch(tuning, replayer, full, progress)
         grid = tuning.rule
-        found = focus.search(full, base, grid)
-        (best,) = pick(found, pyramids[0], grid, 1)
+        found = focus.search(every, base, grid)
+        (best,) = pick(found, full, grid, 1)
         base = [rule or own for rule, own in zip(best.rules, base, strict=True)]
         grid = grid.model_copy(update={"dilations": (), "contexts": (), "min_sizes": ()})
-        for part in parts:  # the shape of chips is as it was best for all scales
+        # The shape of chips is as it was best for all scales.
+        for part in _cheaper(tuning.rule, pyramids):
             found += focus.search(part, base, grid)
     return pyramids, found
 
 
-def _pyramids(tuning: Tuning, records: Sequence[Record], reference: Reference) -> list[Trial]:
-    """Every choice of scales, each of them whole; all of them first."""
-    found = []
-    count = len(tuning.plan.scales)
-    for kept in reversed(parts_of(count)):
-        if kept == (0,):
-            continue  # mode whole
+def _fewer(tuning: Tuning, records: Sequence[Record], reference: Reference) -> list[Trial]:
+    """Every choice of fewer scales, each of them whole; the coarsest alone is mode whole."""
+    scales, found = tuning.plan.scales, []
+    for kept in parts_of(len(scales))[1:-1]:
         plan = narrow_plan(tuning.plan, kept)
         rows = [replay(narrow_record(record, kept), plan) for record in records]
-        whole = len(kept) == count
-        name = "" if whole else scales_name(tuning.plan.scales, kept)
-        method = "pyramid" if whole else "fewer scales"
-        found.append(Trial(method, name, scores=reference.score(rows), scales=kept))
+        name = scales_name(scales, kept)
+        found.append(Trial("fewer scales", name, scores=reference.score(rows), scales=kept))
     return found
 
 
-def _searched(tuning: Tuning, pyramids: Sequence[Trial]) -> list[Kept]:
-    """The scales to search focus settings for: all, and cheaper pyramids within the limits.
+def _cheaper(rule: TuneRule, pyramids: Sequence[Trial]) -> list[Kept]:
+    """The cheapest choices of fewer scales within the limits, to search focus settings for.
 
     A guarantee is one against the config's own pyramid, so there no others are tried.
     """
-    rule, full = tuning.rule, pyramids[0]
-    cheaper = [
-        one for one in pyramids[1:]
-        if len(one.scales) > 1 and one.allowed(rule, full) and rule.alpha is None
-    ]  # fmt: skip
-    best = sorted(cheaper, key=lambda one: one.pixels)[:MORE_PYRAMIDS]
-    return [full.scales, *(one.scales for one in best)]
+    if rule.alpha is not None:
+        return []
+    full, *fewer = pyramids
+    allowed = [one for one in fewer if len(one.scales) > 1 and one.allowed(rule, full)]
+    return [one.scales for one in sorted(allowed, key=lambda one: one.pixels)[:MORE_PYRAMIDS]]
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,11 @@ def test_what_was_chosen_becomes_a_config(
     method: str, kept: tuple[int, ...], mode: str, factors: list[float], steps: int
 ) -> None:
     config = IndexConfig(pyramid=SCALES, focus={"steps": [{"threshold": 0.1}, {"threshold": 0.2}]})
-    rules = (config.focus.steps[0],) if method == "autofocus" else ()
+    rules = (config.focus.steps[1],) if method == "autofocus" else ()
     found = tuned_config(config, Trial(method, rules=rules, scales=kept), None)
     again = IndexConfig.model_validate(found.model_dump())
     assert (again.mode, [one.factor for one in again.pyramid]) == (mode, factors)
     assert len(again.focus.steps) == steps
+    assert again.focus.steps[0].threshold == (
+        0.2 if method == "autofocus" or kept == (1, 2) else 0.1
+    )

@@ -41,6 +41,11 @@ class Areas:
         finer = sum(self.megapixels[i] * shares[i + 1] for i in range(count - 1))
         return self.megapixels[count - 1] + finer
 
+    def part(self, first: int, last: int) -> Areas:
+        """Those of the factors ``first`` to ``last``, without that."""
+        own = slice(first, last)
+        return Areas(self.megapixels[own], self.cells[own], self.chips[own])
+
 
 @dataclass(frozen=True)
 class OtherPyramid:
@@ -84,22 +89,16 @@ def _focus_area(
     return float(focus_cells(truth, CHIP_RULE).sum()), truth.size, float(box_area(rects).sum())
 
 
-def other_pyramids(
-    statistics: DatasetStatistics, chain: list[float], count: int, focus: FocusRule
-) -> tuple[OtherPyramid, ...]:
-    """Pyramids beside the first ``count`` factors of ``chain``: finer, coarser, and smaller."""
-    finer = 2 * chain[0] <= FACTOR_CAP
-    longer = [*([2 * chain[0]] if finer else []), *chain[: count + 1]]
-    areas = areas_of(statistics, longer, focus)
+def other_pyramids(factors: list[float], areas: Areas, count: int) -> tuple[OtherPyramid, ...]:
+    """Pyramids beside ``factors[1 : count + 1]``, fine to coarse: finer, coarser, and smaller.
+
+    ``areas``: of all ``factors``, the first of which is one finer than the suggested finest.
+    """
+    finest = 0 if factors[0] <= FACTOR_CAP else 1
+    choices = ((finest, count + 1), (1, count + 2), (1, count))
     found = []
-    for first, last in (
-        (0, count + finer),
-        (int(finer), len(longer)),
-        (int(finer), count - 1 + finer),
-    ):
-        own = longer[first:last]
-        if own and own != chain[:count]:
-            part = Areas(*(values[first:last] for values in vars(areas).values()))
+    for own, part in ((factors[low:high], areas.part(low, high)) for low, high in choices):
+        if own and own != factors[1 : count + 1]:
             cascade = part.cascade(len(own), part.chips)
             found.append(OtherPyramid(tuple(reversed(own)), sum(part.megapixels), cascade))
     return tuple(found)

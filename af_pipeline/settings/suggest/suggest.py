@@ -138,7 +138,9 @@ def suggest(
     single = statistics.side[-1] <= 2 * statistics.side[0]
     chain, needed = _chain(statistics, _fits(chip_size), comfort, single)
     focus = _focus_rule(chain, high)
-    areas = areas_of(statistics, chain, focus)
+    longer = [2 * chain[0], *chain]
+    measured = areas_of(statistics, longer, focus)
+    areas = measured.part(1, len(longer))
     count = 1 if single else _scale_count(areas, needed)
     scales = _valid_ranges(chain[:count], high)
     shapes = _shapes(own, scales)
@@ -155,7 +157,7 @@ def suggest(
         cells_mp=used[0],
         chips_mp=used[1],
         chip_size=chip_size,
-        others=other_pyramids(statistics, chain, count, focus),
+        others=other_pyramids(longer, measured, count),
         images_looked_at=len(evenly(len(statistics.sizes), IMAGES_LOOKED_AT)),
         warnings=tuple(_warnings(statistics, uses, areas, chain, chip_size, comfort)),
     )
